@@ -1,0 +1,196 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/berth-cri/berth/oci/wire"
+)
+
+// conn is a connection to one executor; it ends with it.
+type conn struct {
+	wire  *wire.Conn
+	hello wire.HelloReply
+	lost  chan struct{} // closed when the executor has died
+
+	mu      sync.Mutex
+	next    uint64            // +checklocks:mu
+	waiting map[uint64]*inbox // +checklocks:mu
+}
+
+func dial(ctx context.Context, path string) (*conn, error) {
+	w, err := wire.Dial(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{wire: w, lost: make(chan struct{}), waiting: make(map[uint64]*inbox)}
+	go c.receive()
+	body, err := json.Marshal(wire.Hello{Min: wire.MinVersion, Max: wire.MaxVersion})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.do(ctx, wire.OpHello, body, &c.hello, nil); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *conn) Close() { c.wire.Close() }
+
+func (c *conn) isLost() bool {
+	select {
+	case <-c.lost:
+		return true
+	default:
+		return false
+	}
+}
+
+// receive hands answers to those who wait, until the connection ends.
+func (c *conn) receive() {
+	defer close(c.lost)
+	defer c.wire.Close()
+	for {
+		m, err := c.wire.Recv()
+		if err != nil {
+			return
+		}
+		c.mu.Lock()
+		in := c.waiting[m.ID]
+		c.mu.Unlock()
+		if in == nil || m.Kind != wire.Response && m.Kind != wire.Event {
+			m.Close() // nobody waits any more
+			continue
+		}
+		in.push(m)
+	}
+}
+
+// inbox takes the messages for one request. It has no bound: the one receiver of
+// the connection must never wait for a reader, who may be waiting for an answer.
+type inbox struct {
+	mu    sync.Mutex
+	queue []*wire.Message // +checklocks:mu
+	wake  chan struct{}   // has one element when there is something
+}
+
+func (in *inbox) push(m *wire.Message) {
+	in.mu.Lock()
+	in.queue = append(in.queue, m)
+	in.mu.Unlock()
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (in *inbox) take() []*wire.Message {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	q := in.queue
+	in.queue = nil
+	return q
+}
+
+// begin sends a request, whose messages come into the inbox.
+func (c *conn) begin(op wire.Op, body []byte, files []*os.File) (uint64, *inbox, error) {
+	in := &inbox{wake: make(chan struct{}, 1)}
+	c.mu.Lock()
+	c.next++
+	id := c.next
+	c.waiting[id] = in
+	c.mu.Unlock()
+	if err := c.wire.Send(&wire.Message{Kind: wire.Request, Op: op, ID: id, Body: body, Files: files}); err != nil {
+		c.end(id)
+		if errors.Is(err, wire.ErrTooLarge) {
+			return 0, nil, err
+		}
+		return 0, nil, errLost // whatever the reason, this connection is of no more use
+	}
+	return id, in, nil
+}
+
+func (c *conn) end(id uint64) {
+	c.mu.Lock()
+	in := c.waiting[id]
+	delete(c.waiting, id)
+	c.mu.Unlock()
+	if in != nil {
+		for _, m := range in.take() {
+			m.Close()
+		}
+	}
+}
+
+// do sends a request and waits for its answer.
+func (c *conn) do(ctx context.Context, op wire.Op, body []byte, reply any, files []*os.File) error {
+	var value error
+	err := c.stream(ctx, op, body, files, func(m *wire.Message) error {
+		value = answer(m, reply)
+		return errAnswered
+	})
+	if errors.Is(err, errAnswered) {
+		return value
+	}
+	return err
+}
+
+// errAnswered ends a stream that has brought what was waited for.
+var errAnswered = errors.New("answered")
+
+// stream sends a request and calls fn with each message that bears its id, until
+// fn fails. A response that is an error ends it, too.
+func (c *conn) stream(ctx context.Context, op wire.Op, body []byte, files []*os.File, fn func(*wire.Message) error) error {
+	id, in, err := c.begin(op, body, files)
+	if err != nil {
+		return err
+	}
+	defer c.end(id)
+	for {
+		lost := false
+		select {
+		case <-in.wake:
+		case <-c.lost:
+			lost = true // but something may have come just before
+		case <-ctx.Done():
+			// Fails only if the executor has died, and then there is nothing to cancel.
+			_ = c.wire.Send(&wire.Message{Kind: wire.Cancel, Op: op, ID: id})
+			return fmt.Errorf("%s: %w", op, context.Cause(ctx))
+		}
+		for _, m := range in.take() {
+			err := fn(m)
+			m.Close()
+			if err != nil {
+				return err
+			}
+		}
+		if lost {
+			return errLost
+		}
+	}
+}
+
+func answer(m *wire.Message, reply any) error {
+	var a wire.Answer
+	if err := m.Decode(&a); err != nil {
+		return err
+	}
+	if a.Err != nil {
+		return a.Err
+	}
+	if reply == nil || len(a.Value) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(a.Value, reply); err != nil {
+		return fmt.Errorf("%s: answer: %w", m.Op, err)
+	}
+	return nil
+}

@@ -1,0 +1,378 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/berth-cri/berth/oci/keeper"
+	"github.com/berth-cri/berth/oci/wire"
+)
+
+// adopt takes over from the executor before this one, if there was one. What can
+// be known is in three places, and this is their order of trust: the kernel (is
+// the process alive), the descriptors that the keeper held, the records.
+//
+// A record that cannot be read is left alone and told of: it never stops the
+// others from being taken over.
+func (x *Executor) adopt(held []keeper.Held) error {
+	names := make(map[string][]int, len(held))
+	containers := make(map[string]heldContainer)
+	for _, h := range held {
+		if id, hc, ok := parseHeld(h.Name, h.FDs); ok {
+			containers[id] = hc
+			continue
+		}
+		names[h.Name] = h.FDs
+	}
+	if fds := names[keeper.MountNamespace]; len(fds) == 1 {
+		unix.Close(fds[0]) // the constructor has it, as x.mnt.fd
+	}
+	if err := x.keeper.Put(keeper.MountNamespace, x.mnt.fd); err != nil {
+		return err
+	}
+	if err := x.adoptPods(names); err != nil {
+		return err
+	}
+	if err := x.adoptContainers(names, containers); err != nil {
+		return err
+	}
+	if err := x.openJournals(names); err != nil {
+		return err
+	}
+	for _, c := range x.all() {
+		x.resume(c)
+	}
+	if err := x.sweep(names, containers); err != nil {
+		return err
+	}
+	if fds := names[listenName]; len(fds) == 1 {
+		x.listen = fds[0]
+		return nil
+	}
+	return x.listenOn()
+}
+
+// adoptContainers makes a container of each record.
+func (x *Executor) adoptContainers(names map[string][]int, held map[string]heldContainer) error {
+	entries, err := os.ReadDir(x.files.containers())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		id := e.Name()
+		c := newContainer(id)
+		if err := read(x.files.in(id, "record"), &c.rec); err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				klog.ErrorS(err, "container's record cannot be read and is left alone", "container", id)
+				continue
+			}
+			// The folder was made, and nothing else: or all but the folder was removed.
+			if err := x.removeFiles(id); err != nil {
+				klog.ErrorS(err, "remains of a container", "container", id)
+			}
+			continue
+		}
+		c.tail = newTail(x.pump, id, x.files.in(id, "tail"), c.rec.LogMax)
+		if err := c.tail.load(); err != nil {
+			klog.ErrorS(err, "log goes on at its end", "container", id)
+			c.tail.off = 1 << 62 // beyond any file: shrunkLocked puts it right
+		}
+		x.containers[id] = c
+		h, ok := held[id]
+		if !ok {
+			h = heldContainer{pidfd: -1, log: -1, out: [2]int{-1, -1}, stdin: -1}
+		}
+		delete(held, id)
+		if fds := names[stdinName(id)]; len(fds) == 1 {
+			h.stdin = fds[0]
+			delete(names, stdinName(id))
+		}
+		x.adoptOne(c, h)
+		x.adoptExecs(c, names)
+	}
+	return nil
+}
+
+// adoptOne fills c from what was held for it and, where nothing was because the
+// keeper has died as well, from what can be found by path and pid.
+func (x *Executor) adoptOne(c *container, h heldContainer) {
+	c.held, c.pidfd, c.stdin, c.out = h.name, h.pidfd, h.stdin, h.out
+	c.tail.in, c.tail.log, c.tail.held = h.out, h.log, h.name != ""
+	c.acked = exists(x.files.in(c.id, "acked"))
+	var exit wire.Exit
+	if err := read(x.files.exit(c.id, ""), &exit); err == nil {
+		c.exit = &exit
+		c.state = wire.Exited
+		close(c.exited)
+	}
+	if c.rec.Process.PID == 0 {
+		return // it was being made: resume takes it back
+	}
+	if c.exit == nil {
+		c.state = wire.Running
+		if exists(x.files.execFIFO(c.id)) {
+			c.state = wire.IsCreated
+		}
+	}
+	if h.name == "" {
+		x.findByRecord(c)
+	}
+	if c.tail.log >= 0 {
+		id, err := idOf(c.tail.log)
+		if err == nil && id != c.tail.file {
+			// It died between having the keeper hold the new file and saying so.
+			c.tail.file, c.tail.off = id, 1<<62
+		}
+	}
+}
+
+// findByRecord finds pidfd, streams and log of a container of which the keeper held nothing.
+func (x *Executor) findByRecord(c *container) {
+	if c.exit == nil {
+		pidfd, err := sameProcess(c.rec.Process.PID, c.rec.Process.Start)
+		if err == nil {
+			c.pidfd = pidfd
+		}
+	}
+	if !c.rec.TTY {
+		for s, name := range []string{"stdout", "stderr"} {
+			if fd, err := openFIFO(x.files.in(c.id, name)); err == nil {
+				c.out[s], c.tail.in[s] = fd, fd
+			}
+		}
+	}
+	if c.rec.LogPath != "" {
+		fd, _, err := findLog(c.rec.LogPath, c.tail.file)
+		if err != nil {
+			klog.ErrorS(err, "log of a container that outlived both executor and keeper", "container", c.id)
+			return
+		}
+		c.tail.log = fd
+	}
+}
+
+// resume makes an adopted container go on.
+func (x *Executor) resume(c *container) {
+	err := x.resumeContainer(c)
+	if err != nil {
+		klog.ErrorS(err, "container was not taken over completely", "container", c.id)
+	}
+	for _, e := range c.execs {
+		if e.pidfd < 0 {
+			continue
+		}
+		if err := x.watchExec(e); err != nil {
+			klog.ErrorS(err, "exec was not taken over", "container", c.id, "exec", e.rec.Exec)
+		}
+	}
+}
+
+func (x *Executor) resumeContainer(c *container) error {
+	if c.rec.Process.PID == 0 {
+		klog.InfoS("an unfinished create is taken back", "container", c.id)
+		return x.destroy(c)
+	}
+	if c.exit != nil {
+		if err := c.tail.start(); err != nil {
+			return err
+		}
+		go x.afterEnd(c) // whatever of it was done before
+		return nil
+	}
+	if c.pidfd < 0 {
+		// It ended while nobody was there.
+		exit := lost(c.rec.Process)
+		exit.ID = c.id
+		if err := write(x.files.exit(c.id, ""), exit); err != nil {
+			return err
+		}
+		c.exit, c.state = exit, wire.Exited
+		close(c.exited)
+		if err := c.tail.start(); err != nil {
+			return err
+		}
+		go x.afterEnd(c)
+		return nil
+	}
+	if c.held == "" {
+		c.tail.held = true
+		if err := x.hold(c, c.tail.log); err != nil {
+			return err
+		}
+	}
+	return x.watch(c)
+}
+
+// adoptExecs takes over the exec'd processes of c.
+func (x *Executor) adoptExecs(c *container, names map[string][]int) {
+	entries, err := os.ReadDir(x.files.execs(c.id))
+	if err != nil {
+		return // none was ever run
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		if strings.HasSuffix(name, ".exit") || strings.HasSuffix(name, ".tmp") {
+			continue
+		}
+		e := &execProc{c: c, pidfd: -1, exited: make(chan struct{})}
+		if err := read(x.files.exec(c.id, name), &e.rec); err != nil {
+			klog.ErrorS(err, "exec's record cannot be read and is left alone", "container", c.id, "exec", name)
+			continue
+		}
+		if e.rec.Process.PID == 0 {
+			// It was being made. Its caller has been told nothing but the end of the
+			// connection, and its pipes have ended with the caller's wish.
+			if err := x.dropExec(e); err != nil {
+				klog.ErrorS(err, "remains of an exec", "container", c.id, "exec", name)
+			}
+			continue
+		}
+		c.execs[name] = e
+		var exit wire.Exit
+		if err := read(x.files.exit(c.id, name), &exit); err == nil {
+			e.exit = &exit
+			close(e.exited)
+		}
+		if fds := names[execName(e.rec)]; len(fds) == 1 {
+			e.pidfd = fds[0]
+			delete(names, execName(e.rec))
+		} else if e.exit == nil {
+			x.findExec(e)
+		}
+	}
+}
+
+// findExec finds an exec'd process of which the keeper held nothing.
+func (x *Executor) findExec(e *execProc) {
+	pidfd, err := sameProcess(e.rec.Process.PID, e.rec.Process.Start)
+	if err == nil {
+		e.pidfd = pidfd
+		if err := x.keeper.Put(execName(e.rec), pidfd); err != nil {
+			klog.ErrorS(err, "exec is not held by the keeper", "container", e.c.id, "exec", e.rec.Exec)
+		}
+		return
+	}
+	exit := lost(e.rec.Process)
+	exit.ID, exit.Exec = e.c.id, e.rec.Exec
+	if err := write(x.files.exit(e.c.id, e.rec.Exec), exit); err != nil {
+		klog.ErrorS(err, "exit of an exec", "container", e.c.id, "exec", e.rec.Exec)
+	}
+	e.exit = exit
+	close(e.exited)
+}
+
+// openJournals opens the pump's journals, and completes what they were at.
+func (x *Executor) openJournals(names map[string][]int) error {
+	for n := range visits {
+		fds := names[pumpName(n)]
+		delete(names, pumpName(n))
+		fresh := len(fds) != 2
+		if fresh {
+			var p [2]int
+			if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+				return fmt.Errorf("pump's pipe: %w", err)
+			}
+			fds = p[:]
+		}
+		j, err := openJournal(x.files.journal(n), n, fds[0], fds[1])
+		if err != nil {
+			return err
+		}
+		if owner := j.owner(); owner != "" {
+			x.complete(j, owner, fresh)
+		}
+		if fresh {
+			if err := x.keeper.Put(pumpName(n), fds...); err != nil {
+				return err
+			}
+		}
+		x.pump.journals <- j
+	}
+	return nil
+}
+
+// complete ends the visit that a journal was at. Where the keeper died as well,
+// its private pipe is a new one: what was in the old one is lost.
+func (x *Executor) complete(j *journal, owner string, fresh bool) {
+	if fresh {
+		if bytes := j.forget(); bytes > 0 {
+			klog.InfoS("log lines are lost: executor and keeper died while they were moved", "container", owner, "bytes", bytes)
+		}
+	}
+	t := newTail(x.pump, owner, filepath.Join(x.files.state, "log", "orphan"), 0)
+	if c := x.containers[owner]; c != nil {
+		t = c.tail
+	}
+	if err := j.resume(t); err != nil {
+		klog.ErrorS(err, "log was not completed", "container", owner)
+		j.mem.ownerLen.Store(0)
+	}
+}
+
+// sweep lets go of what no record names, and takes mounts back that were lent to
+// a start that did not come to its end.
+func (x *Executor) sweep(names map[string][]int, held map[string]heldContainer) error {
+	for name, fds := range names {
+		if name == listenName || name == keeper.MountNamespace || strings.HasPrefix(name, "pod/") && x.pods[name[len("pod/"):]] != nil {
+			continue
+		}
+		if err := x.letGo(name, fds); err != nil {
+			return err
+		}
+	}
+	for _, h := range held {
+		if err := x.letGo(h.name, []int{h.pidfd, h.log, h.out[0], h.out[1]}); err != nil {
+			return err
+		}
+	}
+	keep := make(map[string]bool)
+	for id := range x.pods {
+		keep[id] = true
+	}
+	x.mu.Lock()
+	known := make(map[string]bool, len(x.containers))
+	for _, c := range x.containers {
+		known[key(c.rec.Process)] = true
+		for _, e := range c.execs {
+			known[key(e.rec.Process)] = true
+		}
+	}
+	x.mu.Unlock()
+	entries, err := os.ReadDir(filepath.Join(x.files.state, "exit"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !known[e.Name()] && !strings.HasSuffix(e.Name(), ".tmp") { // .tmp: the keeper is writing it
+			_ = remove(x.files.keeperExit(e.Name()))
+		}
+	}
+	return x.mnt.sweep(keep)
+}
+
+func (x *Executor) letGo(name string, fds []int) error {
+	if err := x.keeper.Delete(name); err != nil {
+		return err
+	}
+	for _, fd := range fds {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}

@@ -1,0 +1,87 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"sync"
+
+	"github.com/berth-cri/berth/oci/wire"
+)
+
+// container is what the executor keeps in memory for one: a few hundred bytes.
+// libcontainer's own object is loaded for each operation that needs one.
+type container struct {
+	id string
+
+	// op is held by create, start, update and delete, over their whole work. What
+	// must never wait for them (signal, kill all, exits, logs) does not take it.
+	op sync.Mutex
+
+	mu    sync.Mutex
+	rec   record               // +checklocks:mu
+	state wire.State           // +checklocks:mu
+	pidfd int                  // +checklocks:mu -1: none, or the process was waited for
+	token int32                // +checklocks:mu of the poller, for pidfd
+	stdin int                  // +checklocks:mu a pipe's write end or a terminal's master; -1: none
+	out   [2]int               // +checklocks:mu stdout and stderr as the keeper holds them; the tail's to close
+	held  string               // +checklocks:mu name in the keeper; "": not held
+	exit  *wire.Exit           // +checklocks:mu
+	acked bool                 // +checklocks:mu the exit was acknowledged
+	execs map[string]*execProc // +checklocks:mu
+
+	tail   *tail         // set once, before the container is seen by others
+	exited chan struct{} // closed when exit is set
+	over   chan struct{} // closed when all that follows an exit is done
+}
+
+// execProc is an exec'd process.
+type execProc struct {
+	c   *container
+	rec execRecord // not changed once the process runs
+
+	mu    sync.Mutex
+	pidfd int        // +checklocks:mu -1: not yet, or waited for
+	token int32      // +checklocks:mu
+	exit  *wire.Exit // +checklocks:mu
+
+	exited chan struct{} // closed when exit is set
+}
+
+func newContainer(id string) *container {
+	return &container{
+		id: id, state: wire.Creating, pidfd: -1, stdin: -1, out: [2]int{-1, -1},
+		execs: make(map[string]*execProc), exited: make(chan struct{}), over: make(chan struct{}),
+	}
+}
+
+func (c *container) snapshot() wire.Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return wire.Container{
+		ID: c.id, Pod: c.rec.Pod, State: c.state, Process: c.rec.Process,
+		Cgroup: c.rec.Cgroup, Exit: c.exit,
+	}
+}
+
+// find returns the container id.
+func (x *Executor) find(id string) (*container, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	c := x.containers[id]
+	if c == nil {
+		return nil, notFound("container", id)
+	}
+	return c, nil
+}
+
+// all returns the containers, in no order.
+func (x *Executor) all() []*container {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	list := make([]*container, 0, len(x.containers))
+	for _, c := range x.containers {
+		list = append(list, c)
+	}
+	return list
+}

@@ -1,0 +1,328 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+
+	_ "github.com/opencontainers/cgroups/devices" // lets the managers set device rules
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/berth-cri/berth/oci/wire"
+)
+
+// idPattern is what an id may look like: it becomes a file name and a word of the
+// keeper's messages.
+var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$`)
+
+func checkID(id string) error {
+	if !idPattern.MatchString(id) {
+		return invalid("id %.120q: want up to 100 letters, digits, '_', '.', '-'", id)
+	}
+	return nil
+}
+
+// create makes a container whose process waits to be started.
+//
+// Its record is written before anything else. Whatever happens after, here or in
+// the next executor, destroy takes back.
+func (x *Executor) create(req *wire.Create) (wire.Created, error) {
+	if err := checkID(req.ID); err != nil {
+		return wire.Created{}, err
+	}
+	if req.Spec == nil || req.Spec.Process == nil || req.Spec.Linux == nil {
+		return wire.Created{}, invalid("container %s: spec without process or linux part", req.ID)
+	}
+	if req.LogMax > lineCap {
+		return wire.Created{}, invalid("container %s: log lines of %d bytes: the limit is %d", req.ID, req.LogMax, lineCap)
+	}
+	c := newContainer(req.ID)
+	c.rec = record{
+		ID: req.ID, Pod: req.Pod, CgroupArg: req.Spec.Linux.CgroupsPath, Systemd: req.Systemd,
+		LogPath: req.LogPath, LogMax: req.LogMax, TTY: req.TTY,
+		Stdin: req.Stdin, StdinOnce: req.StdinOnce, OwnRoot: req.Rootfs.Bind == "",
+	}
+	c.tail = newTail(x.pump, c.id, x.files.in(c.id, "tail"), req.LogMax)
+	c.op.Lock()
+	defer c.op.Unlock()
+	x.mu.Lock()
+	if x.containers[c.id] != nil {
+		x.mu.Unlock()
+		return wire.Created{}, &wire.Error{Code: wire.Exists, Message: "container " + c.id + " exists"}
+	}
+	x.containers[c.id] = c
+	x.mu.Unlock()
+
+	if err := x.build(c, req); err != nil {
+		return wire.Created{}, joinUndo(err, x.destroy(c))
+	}
+	return c.rec.Process, nil
+}
+
+// joinUndo adds what failed while an error was being undone.
+func joinUndo(err, undo error) error {
+	if undo == nil {
+		return err
+	}
+	return fmt.Errorf("%w (and while taking it back: %w)", err, undo)
+}
+
+// build does the work of create, in the order in which destroy undoes it.
+func (x *Executor) build(c *container, req *wire.Create) error {
+	if err := os.Mkdir(x.files.container(c.id), 0o700); err != nil {
+		return err
+	}
+	if err := write(x.files.in(c.id, "record"), c.rec); err != nil {
+		return err
+	}
+	config, giveBack, err := x.config(c, req)
+	defer func() {
+		for _, fn := range giveBack {
+			if err := fn(); err != nil {
+				klog.ErrorS(err, "mount lent for a start stays", "container", c.id)
+			}
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	// Where its cgroups will be must be known before they are made: a kill in the
+	// middle of libcontainer's work leaves no other trace of them.
+	cm, err := manager.New(config.Cgroups)
+	if err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	c.mu.Lock()
+	c.rec.Cgroup = cm.GetPaths()
+	c.mu.Unlock()
+	if c.rec.OOMBase, err = x.oomBase(c); err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	if err := write(x.files.in(c.id, "record"), c.rec); err != nil {
+		return err
+	}
+	return x.spawn(c, req, config)
+}
+
+// config makes libcontainer's configuration from the request. The returned
+// functions are to be called once the container has pivoted, or never will.
+func (x *Executor) config(c *container, req *wire.Create) (config *configs.Config, giveBack []func() error, err error) {
+	spec := req.Spec
+	root := req.Rootfs.Bind
+	if root == "" {
+		root, err = x.mnt.mountRoot(c.id, req.Rootfs.Lower, req.Rootfs.Upper, req.Rootfs.Work, req.Rootfs.Volatile)
+		if err != nil {
+			return nil, nil, err
+		}
+		giveBack = append(giveBack, func() error { return x.mnt.unmountRoot(c.id) })
+	}
+	if spec.Root == nil {
+		spec.Root = &specs.Root{}
+	}
+	spec.Root.Path = root
+	if err := x.fillNamespaces(c, spec); err != nil {
+		return nil, giveBack, err
+	}
+	for i := range spec.Mounts {
+		if spec.Mounts[i].Source != wire.PodShm {
+			continue
+		}
+		path, back, err := x.mnt.lendShm(c.rec.Pod, c.id)
+		if err != nil {
+			return nil, giveBack, fmt.Errorf("/dev/shm of pod %s: %w", c.rec.Pod, err)
+		}
+		spec.Mounts[i].Source = path
+		giveBack = append(giveBack, back)
+	}
+	spec.Process.OOMScoreAdj = x.limits.oomScoreAdj(spec.Process.OOMScoreAdj)
+	config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName: c.id, UseSystemdCgroup: req.Systemd, Spec: spec,
+		NoPivotRoot: req.NoPivot, NoNewKeyring: req.NoNewKeyring,
+	})
+	if err != nil {
+		return nil, giveBack, invalid("container %s: %v", c.id, err)
+	}
+	config.Capabilities = x.limits.capabilities(spec.Process.Capabilities)
+	return config, giveBack, nil
+}
+
+// fillNamespaces replaces the placeholders by paths. They go through our own
+// descriptors, which name the namespace itself and not whoever now has its path.
+func (x *Executor) fillNamespaces(c *container, spec *specs.Spec) error {
+	for i := range spec.Linux.Namespaces {
+		ns := &spec.Linux.Namespaces[i]
+		kind := nsName(ns.Type)
+		switch {
+		case ns.Path == wire.FromPod:
+			x.mu.Lock()
+			p := x.pods[c.rec.Pod]
+			x.mu.Unlock()
+			if p == nil {
+				return notFound("pod", c.rec.Pod)
+			}
+			fd, ok := p.ns[kind]
+			if !ok {
+				return invalid("container %s: pod %s holds no %s namespace", c.id, p.id, kind)
+			}
+			ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+		case strings.HasPrefix(ns.Path, wire.FromContainer):
+			other, err := x.find(strings.TrimPrefix(ns.Path, wire.FromContainer))
+			if err != nil {
+				return err
+			}
+			other.mu.Lock()
+			pid, state := other.rec.Process.PID, other.state
+			other.mu.Unlock()
+			if state != wire.Running && state != wire.IsCreated {
+				return badState(other.id, state, "its "+kind+" namespace is gone")
+			}
+			ns.Path = fmt.Sprintf("/proc/%d/ns/%s", pid, kind)
+		}
+	}
+	return nil
+}
+
+// nsName is a namespace's name under /proc/PID/ns.
+func nsName(t specs.LinuxNamespaceType) string {
+	switch t {
+	case specs.NetworkNamespace:
+		return "net"
+	case specs.MountNamespace:
+		return "mnt"
+	default:
+		return string(t)
+	}
+}
+
+// spawn starts libcontainer's init and registers what came of it, so that from
+// here on the container outlives this executor.
+func (x *Executor) spawn(c *container, req *wire.Create, config *configs.Config) error {
+	process, err := x.process(req.Spec.Process)
+	if err != nil {
+		return err
+	}
+	process.Init = true
+	io, err := x.openStdio(c, req, process)
+	if err != nil {
+		return err
+	}
+	defer io.closeChildEnds()
+	lc, err := libcontainer.Create(x.files.libcontainer(), c.id, config)
+	if err != nil {
+		io.closeOwnEnds()
+		return fmt.Errorf("libcontainer: %w", err)
+	}
+	if err := lc.Start(process); err != nil {
+		io.closeOwnEnds()
+		return err
+	}
+	pid, err := process.Pid()
+	if err != nil {
+		return err
+	}
+	if err := io.receiveConsole(req.Console); err != nil {
+		io.closeOwnEnds()
+		return errors.Join(err, killChild(pid))
+	}
+	return x.register(c, pid, io)
+}
+
+// register makes the process known: pidfd, record, keeper, poller.
+func (x *Executor) register(c *container, pid int, io *stdio) error {
+	// Our child, not waited for: the pid is its own until then.
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		io.closeOwnEnds()
+		return errors.Join(fmt.Errorf("pidfd: %w", err), killChild(pid))
+	}
+	stat, err := readStat(pid)
+	if err != nil {
+		io.closeOwnEnds()
+		unix.Close(pidfd)
+		return errors.Join(err, killChild(pid))
+	}
+	c.mu.Lock()
+	c.pidfd, c.stdin, c.out = pidfd, io.stdin, io.out
+	c.rec.Process = wire.Created{PID: pid, Start: stat.start}
+	c.state = wire.IsCreated
+	rec := c.rec
+	c.mu.Unlock()
+	c.tail.mu.Lock()
+	c.tail.in, c.tail.log, c.tail.file, c.tail.off = io.out, io.log, io.file, io.size
+	c.tail.held = true
+	c.tail.mu.Unlock()
+
+	if err := write(x.files.in(c.id, "record"), rec); err != nil {
+		return err
+	}
+	if err := x.hold(c, io.log); err != nil {
+		return err
+	}
+	if c.stdin >= 0 {
+		if err := x.keeper.Put(stdinName(c.id), c.stdin); err != nil {
+			return err
+		}
+	}
+	return x.watch(c)
+}
+
+// watch begins to listen to a container's pidfd and streams.
+func (x *Executor) watch(c *container) error {
+	c.mu.Lock()
+	token, err := x.poller.watch(c.pidfd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go x.ended(c) })
+	c.token = token
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.tail.start()
+}
+
+// killChild ends and reaps a child that could not be registered.
+func killChild(pid int) error {
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		return err
+	}
+	_, err := unix.Wait4(pid, nil, 0, nil)
+	return err
+}
+
+// start lets the container's own program run.
+func (x *Executor) start(id string) error {
+	c, err := x.find(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.mu.Lock()
+	state := c.state
+	c.mu.Unlock()
+	if state != wire.IsCreated {
+		return badState(id, state, "only a created container can be started")
+	}
+	lc, err := libcontainer.Load(x.files.libcontainer(), id)
+	if err != nil {
+		return fmt.Errorf("libcontainer: %w", err)
+	}
+	if err := lc.Exec(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == wire.IsCreated { // not if it has ended already
+		c.state = wire.Running
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-cri/berth/oci/wire"
+)
+
+// delete forgets a container that has ended or was never started. One that is
+// not there is no error.
+func (x *Executor) delete(id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	c, err := x.find(id)
+	if err != nil {
+		return nil //nolint:nilerr // again
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.mu.Lock()
+	state := c.state
+	c.mu.Unlock()
+	if state == wire.Running {
+		return badState(id, state, "stop it first")
+	}
+	return x.destroy(c)
+}
+
+// destroy takes back everything that create may have done, in the reverse order,
+// whether it was done or not. What fails is tried again by the next delete: the
+// record goes last.
+//
+// Preconditions: c.op is held, or c is not yet shared.
+func (x *Executor) destroy(c *container) error {
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	if err := x.endProcesses(ctx, c); err != nil {
+		return err
+	}
+	if err := x.release(c); err != nil {
+		return err
+	}
+	c.tail.free()
+	c.tail.released()
+	c.mu.Lock()
+	x.closePidfdLocked(c)
+	if c.stdin >= 0 {
+		unix.Close(c.stdin)
+		c.stdin = -1
+	}
+	c.mu.Unlock()
+	if err := x.removeCgroup(ctx, c); err != nil {
+		return err
+	}
+	// libcontainer's own Destroy would do just this, but needs a state file, which
+	// it writes late.
+	if err := os.RemoveAll(filepath.Join(x.files.libcontainer(), c.id)); err != nil {
+		return err
+	}
+	if err := x.unmountOf(c); err != nil {
+		return err
+	}
+	_ = remove(x.files.keeperExit(key(c.rec.Process)))
+	if err := x.removeFiles(c.id); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	delete(x.containers, c.id)
+	x.mu.Unlock()
+	return nil
+}
+
+// removeFiles removes a container's folder, the record last.
+func (x *Executor) removeFiles(id string) error {
+	dir := x.files.container(id)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "record" {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// endProcesses kills what runs in the container and waits until its end has been
+// dealt with, by the same path as every other end.
+func (x *Executor) endProcesses(ctx context.Context, c *container) error {
+	c.mu.Lock()
+	pidfd, watched := c.pidfd, c.token != 0
+	c.mu.Unlock()
+	if pidfd >= 0 {
+		if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill %s: %w", c.id, err)
+		}
+	}
+	if err := x.killGroup(ctx, c); err != nil {
+		return err
+	}
+	switch {
+	case pidfd < 0:
+	case watched:
+		select {
+		case <-c.exited:
+		case <-ctx.Done():
+			return fmt.Errorf("end of %s: %w", c.id, ctx.Err())
+		}
+		c.tail.hurry() // what still writes delays no delete
+		select {
+		case <-c.over:
+		case <-ctx.Done():
+			return fmt.Errorf("end of %s: %w", c.id, ctx.Err())
+		}
+	default: // registered halfway: nobody else will reap it
+		return reapWithin(ctx, pidfd)
+	}
+	return nil
+}
+
+func reapWithin(ctx context.Context, pidfd int) error {
+	for {
+		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 50)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if n > 0 {
+			if err := reap(pidfd); err != nil && !errors.Is(err, unix.ECHILD) {
+				return err
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+func (x *Executor) removeCgroup(ctx context.Context, c *container) error {
+	group, err := c.group()
+	if err != nil || len(group.Paths()) == 0 {
+		return err
+	}
+	return group.Remove(ctx)
+}
+
+// unmountOf detaches what a start may have left mounted.
+func (x *Executor) unmountOf(c *container) error {
+	if c.rec.OwnRoot {
+		if err := x.mnt.unmountRoot(c.id); err != nil {
+			return err
+		}
+	}
+	path := x.mnt.path(c.id, "shm")
+	if err := detach(path); err != nil {
+		return err
+	}
+	return removeMountPoint(path)
+}

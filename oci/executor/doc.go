@@ -1,0 +1,44 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package executor is the process that runs containers: their parent, and the
+// only code that links libcontainer. There is one for the node. It serves
+// requests of berth (package oci/wire) and is itself a child of the keeper
+// (package oci/keeper).
+//
+// # Any moment may be its last
+//
+// SIGKILL, a crash, and the replacement by a newer binary are one and the same:
+// the keeper starts the next executor, hands it all descriptors, and the next one
+// takes over. Everything here is written for that:
+//
+//	what                          outlives the executor by
+//	a container's process         being reparented to the keeper (a subreaper)
+//	how it ended                  its zombie, then the keeper's exit file, then ours
+//	stdout, stderr                FIFOs: held by the keeper, and open for reading in
+//	                              the container itself, so the pipe never breaks
+//	bytes on their way to a log   the pump's journal (journal.go)
+//	where a log stands            its tail file (tail.go)
+//	stdin, a terminal's master    the keeper
+//	what is to be taken back      the record, written before anything is done
+//
+// # Invariants
+//
+//   - A record is written before what it tells of is done, and removed after it
+//     was taken back; destroy succeeds whether a step was done or not.
+//   - An exit is durable before anybody is told of it and before the process is
+//     reaped; it is told again until it is acknowledged.
+//   - A container at rest costs no goroutine, no thread and no object of
+//     libcontainer: one epoll waits for all pidfds and pipes.
+//   - No lock is held over a system call that may wait for a container, a file
+//     system or the keeper, but container.op, which nobody takes to signal, kill,
+//     log, or note an end.
+//   - wait4(-1) is never called: libcontainer waits for children of its own.
+//   - A descriptor that the keeper holds stays open here, under its number, until
+//     the keeper has let go of it (see keeper.Client.Become).
+//
+// # Locks
+//
+// In this order: container.op, then Executor.mu or container.mu, then
+// execProc.mu, then tail.mu, then watcher.mu, sink.mu or pump.mu.
+package executor

@@ -1,0 +1,107 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The names under which the keeper holds what outlives the executor:
+//
+//	listen                      the socket for requests
+//	mnt                         the mount namespace
+//	pump/N                      journal N's private pipe: read end, write end
+//	pod/ID                      a pod's namespaces, in the order of its record
+//	c/ID/KINDS/PID-START        a container: a descriptor for each letter of KINDS
+//	in/ID                       its stdin's write end, or its terminal's master
+//	x/ID/EXEC/PID-START         an exec'd process's pidfd
+//
+// A name that ends in PID-START makes the keeper write an exit file for that
+// process, should it become the keeper's child.
+const (
+	listenName = "listen"
+
+	// The letters of KINDS.
+	kindPidfd  = 'p'
+	kindLog    = 'l'
+	kindStdout = 'o'
+	kindStderr = 'e'
+)
+
+func pumpName(n int) string        { return fmt.Sprintf("pump/%d", n) }
+func stdinName(id string) string   { return "in/" + id }
+func execName(r execRecord) string { return "x/" + r.ID + "/" + r.Exec + "/" + key(r.Process) }
+
+// hold has the keeper hold a container's descriptors, log being the log file's.
+// A descriptor in the list stays open until release, whatever became of it: the
+// keeper's own death is survived by handing on these very numbers.
+func (x *Executor) hold(c *container, log int) error {
+	c.mu.Lock()
+	kinds, fds := []byte{kindPidfd}, []int{c.pidfd}
+	for _, h := range []struct {
+		kind byte
+		fd   int
+	}{{kindLog, log}, {kindStdout, c.out[0]}, {kindStderr, c.out[1]}} {
+		if h.fd >= 0 {
+			kinds, fds = append(kinds, h.kind), append(fds, h.fd)
+		}
+	}
+	c.held = "c/" + c.id + "/" + string(kinds) + "/" + key(c.rec.Process)
+	name := c.held
+	c.mu.Unlock()
+	return x.keeper.Put(name, fds...)
+}
+
+// release has the keeper let go of a container. Again is no error.
+func (x *Executor) release(c *container) error {
+	c.mu.Lock()
+	held, hasStdin := c.held, c.stdin >= 0
+	c.held = ""
+	c.mu.Unlock()
+	if hasStdin {
+		if err := x.keeper.Delete(stdinName(c.id)); err != nil {
+			return err
+		}
+	}
+	if held == "" {
+		return nil
+	}
+	return x.keeper.Delete(held)
+}
+
+// heldContainer is what the keeper held for one container.
+type heldContainer struct {
+	name  string
+	pidfd int
+	log   int
+	out   [2]int
+	stdin int
+}
+
+// parseHeld sorts what was handed over by container and by name.
+func parseHeld(name string, fds []int) (id string, h heldContainer, ok bool) {
+	h = heldContainer{name: name, pidfd: -1, log: -1, out: [2]int{-1, -1}, stdin: -1}
+	parts := strings.Split(name, "/")
+	if len(parts) != 4 || parts[0] != "c" || len(parts[2]) != len(fds) {
+		return "", h, false
+	}
+	for i, kind := range parts[2] {
+		switch kind {
+		case kindPidfd:
+			h.pidfd = fds[i]
+		case kindLog:
+			h.log = fds[i]
+		case kindStdout:
+			h.out[0] = fds[i]
+		case kindStderr:
+			h.out[1] = fds[i]
+		default:
+			unix.Close(fds[i]) // of a newer executor; not ours to understand
+		}
+	}
+	return parts[1], h, true
+}

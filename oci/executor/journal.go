@@ -1,0 +1,267 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-cri/berth/oci/crilog"
+)
+
+const (
+	// chunk is the most that is taken from a stream at once: what a pipe holds.
+	chunk = 64 << 10
+
+	// lineCap bounds a line in progress, and so LogMax.
+	lineCap = 64 << 10
+)
+
+// journal makes the way of log bytes from a container's pipe to its log file
+// survive SIGKILL at any instruction, without a lost, doubled or torn line.
+//
+// It is a private pipe, which the keeper holds too, and a page-aligned file in
+// the state folder, mapped: what is written to it is there for the next executor.
+// One visit to a container is
+//
+//	        pipe ---splice--> private pipe ---read--> slot.raw ---pwrite--> log
+//	1 own    slot = where the log stands, the lines in progress; owner = id
+//	2 splice bytes move at once, in the kernel: they are in one pipe or the other
+//	3 n      how many they are. Killed before: it is what the private pipe holds
+//	4 read   n minus what is left in the private pipe has been read
+//	5 ready  with the time: from here on the same records can be made again
+//	6 write  at slot.off, so that a second time changes nothing
+//	7 flip   the other slot, filled with where the log stands now, becomes the slot
+//	...      2 to 7 again while there is something to read
+//	8 disown the container's tail file says where its log stands; owner = none
+//
+// so that one word decides at each point what was done. Journals are few, not one
+// for a container: a container at rest has none.
+type journal struct {
+	n    int
+	mem  *journalMem
+	r, w int // private pipe, chunk bytes
+	out  []byte
+}
+
+// journalMem is mapped, and lies between executors of different versions: fields
+// are never moved; a change of layout needs another file name.
+type journalMem struct {
+	cur      atomic.Uint32
+	ownerLen atomic.Uint32 // 0: nobody's
+	owner    [120]byte
+	slots    [2]slot
+}
+
+type slot struct {
+	off    int64 // where in the log file the next record goes
+	n      int64 // bytes that are being taken; 0: not known
+	at     int64 // when they were read, Unix nanoseconds
+	ready  int64 // 1: raw has carry[stream]+n bytes
+	stream int64 // 0: stdout, 1: stderr
+	carry  [2]int64
+	moving int64            // 1: bytes may be on their way, and n is not known
+	skip   [2]int64         // 1: the next bytes are the end of a line whose beginning was lost
+	line   [2][lineCap]byte // the line in progress of each stream
+	raw    [lineCap + chunk]byte
+}
+
+func openJournal(path string, n int, r, w int) (*journal, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size := int(unsafe.Sizeof(journalMem{}))
+	if err := f.Truncate(int64(size)); err != nil {
+		return nil, err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s: %w", path, err)
+	}
+	return &journal{n: n, mem: (*journalMem)(unsafe.Pointer(&b[0])), r: r, w: w}, nil
+}
+
+func (j *journal) slot() *slot { return &j.mem.slots[j.mem.cur.Load()&1] }
+
+// owner returns the id of the container whose visit was not ended, "" if none.
+func (j *journal) owner() string {
+	n := min(int(j.mem.ownerLen.Load()), len(j.mem.owner))
+	return string(j.mem.owner[:n])
+}
+
+// own begins a visit (1).
+func (j *journal) own(t *tail) {
+	sl := j.slot()
+	sl.off, sl.n, sl.ready, sl.moving = t.off, 0, 0, 0
+	for s := range sl.carry {
+		sl.skip[s] = t.skip[s]
+		sl.carry[s] = int64(copy(sl.line[s][:], t.line[s]))
+	}
+	copy(j.mem.owner[:], t.id)
+	j.mem.ownerLen.Store(uint32(len(t.id)))
+}
+
+// disown ends a visit (8).
+func (j *journal) disown(t *tail) error {
+	sl := j.slot()
+	t.off = sl.off
+	for s := range sl.carry {
+		t.skip[s] = sl.skip[s]
+		t.line[s] = append(t.line[s][:0], sl.line[s][:sl.carry[s]]...)
+		if len(t.line[s]) == 0 {
+			t.line[s] = nil // a container at rest keeps no buffer
+		}
+	}
+	if err := t.save(); err != nil {
+		return err
+	}
+	j.mem.ownerLen.Store(0)
+	return nil
+}
+
+// take moves what stream s has, at most a chunk, into its log (2 to 7). It
+// returns EAGAIN when there is nothing now and io.EOF-like zero, nil at the end.
+func (j *journal) take(t *tail, s int) (n int, err error) {
+	sl := j.slot()
+	sl.stream = int64(s)
+	atomic.StoreInt64(&sl.moving, 1)
+	for {
+		var got int64
+		got, err = unix.Splice(t.in[s], nil, j.w, nil, chunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		n = int(got)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if errors.Is(err, unix.EIO) {
+		n, err = 0, nil // a terminal whose other side is closed
+	}
+	if err != nil || n == 0 {
+		atomic.StoreInt64(&sl.moving, 0)
+		return 0, err
+	}
+	atomic.StoreInt64(&sl.n, int64(n))
+	return n, j.finish(t)
+}
+
+// resume completes what a dead executor had begun: t is the tail of owner().
+func (j *journal) resume(t *tail) error {
+	sl := j.slot()
+	if sl.ready == 0 && sl.n == 0 {
+		n, err := pending(j.r)
+		if err != nil {
+			return err
+		}
+		sl.n = int64(n)
+	}
+	if sl.n > 0 {
+		if err := j.finish(t); err != nil {
+			return err
+		}
+	}
+	return j.disown(t)
+}
+
+// forget gives up what was in a private pipe that is gone, since the keeper died
+// as well. The line that it was the middle of is given up as a whole: half a line
+// is worse than none. It returns how many bytes are known to be lost.
+func (j *journal) forget() (bytes int64) {
+	sl := j.slot()
+	if sl.ready != 0 || sl.moving == 0 {
+		return 0
+	}
+	s := sl.stream & 1
+	bytes = sl.n + sl.carry[s]
+	sl.n, sl.moving = 0, 0
+	sl.carry[s], sl.skip[s] = 0, 1
+	return bytes
+}
+
+// finish is 4 to 7, from wherever it stands.
+func (j *journal) finish(t *tail) error {
+	sl := j.slot()
+	s := int(sl.stream & 1)
+	if atomic.LoadInt64(&sl.ready) == 0 {
+		copy(sl.raw[:], sl.line[s][:sl.carry[s]])
+		if err := j.read(sl, s); err != nil {
+			return err
+		}
+		sl.at = time.Now().UnixNano()
+		atomic.StoreInt64(&sl.ready, 1)
+	}
+	raw := sl.raw[:sl.carry[s]+sl.n]
+	t.deliver(s, raw[sl.carry[s]:])
+	off, rest := j.write(t, s, raw, sl)
+
+	next := &j.mem.slots[(j.mem.cur.Load()+1)&1]
+	next.off, next.n, next.ready, next.moving = off, 0, 0, 0
+	next.carry, next.skip = sl.carry, sl.skip
+	if sl.skip[s] != 0 && bytes.IndexByte(raw, '\n') >= 0 {
+		next.skip[s] = 0
+	}
+	next.carry[s] = int64(copy(next.line[s][:], rest))
+	copy(next.line[1-s][:], sl.line[1-s][:sl.carry[1-s]])
+	j.mem.cur.Add(1)
+	return nil
+}
+
+func (j *journal) read(sl *slot, s int) error {
+	for {
+		left, err := pending(j.r)
+		if err != nil || left == 0 {
+			return err
+		}
+		at := sl.carry[s] + sl.n - int64(left)
+		if at < sl.carry[s] {
+			return fmt.Errorf("journal %d: %d bytes in the pipe, %d expected", j.n, left, sl.n)
+		}
+		if _, err := unix.Read(j.r, sl.raw[at:at+int64(left)]); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("journal %d: read: %w", j.n, err)
+		}
+	}
+}
+
+// write makes records of raw and puts them into the log at sl.off. What cannot be
+// written is counted and given up: a full disk must not stop the container.
+func (j *journal) write(t *tail, s int, raw []byte, sl *slot) (off int64, rest []byte) {
+	if sl.skip[s] != 0 {
+		_, raw, _ = bytes.Cut(raw, []byte{'\n'})
+	}
+	need := len(raw) + (bytes.Count(raw, []byte{'\n'})+len(raw)/t.max+1)*recordHead
+	j.out, rest = crilog.Append(slices.Grow(j.out[:0], need), streamName(s), time.Unix(0, sl.at), raw, t.max)
+	off = t.write(sl.off, j.out)
+	if cap(j.out) > 512<<10 {
+		j.out = nil // grown by a flood of empty lines
+	}
+	return off, rest
+}
+
+// recordHead is the longest time, stream and tag of a record.
+const recordHead = 48
+
+func streamName(s int) crilog.Stream {
+	if s == 0 {
+		return crilog.Stdout
+	}
+	return crilog.Stderr
+}
+
+// pending returns how many bytes a pipe holds.
+func pending(fd int) (int, error) {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ) // FIONREAD
+	if err != nil {
+		return 0, fmt.Errorf("FIONREAD: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,179 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-cri/berth/oci/wire"
+)
+
+// record is what the next executor must know of a container. It is written
+// before anything is done for it (Process zero), and again once it has a process.
+type record struct {
+	ID        string
+	Pod       string
+	Process   wire.Created
+	Cgroup    map[string]string // as libcontainer names it; empty until made
+	CgroupArg string            // what was asked for, to find it when Cgroup is not yet known
+	Systemd   bool
+	LogPath   string
+	LogMax    int
+	LogFile   fileID // of the open log file
+	TTY       bool
+	Stdin     bool
+	StdinOnce bool
+	OwnRoot   bool   // the executor mounted the root
+	OOMBase   uint64 // oom_kill of the slice when it was made; see oomKilled
+}
+
+// fileID tells one file from another that took its name.
+type fileID struct{ Dev, Ino uint64 }
+
+// execRecord is what the next executor must know of an exec'd process.
+type execRecord struct {
+	ID, Exec string
+	Process  wire.Created
+	Sub      string // its own cgroup below the container's, "" for none
+}
+
+// files names what lies in the state folder.
+//
+//	STATE/
+//	  keeper.lock keeper.pid       the keeper's
+//	  executor.sock                requests
+//	  exit/PID-START               written by the keeper
+//	  m/ID/rootfs, m/POD/shm       mount points
+//	  lc/ID/                       libcontainer's
+//	  p/POD                        a pod: its record
+//	  c/ID/record                  a container: its record
+//	  c/ID/stdout, stderr          FIFOs
+//	  c/ID/tail                    where its log stands; see pump.go
+//	  c/ID/exit                    how it ended, until it is deleted
+//	  c/ID/acked                   the exit was acknowledged
+//	  c/ID/x/EXEC                  an exec'd process: its record
+//	  c/ID/x/EXEC.exit             how it ended, until acknowledged
+//	  log/N                        journals of the pump
+//
+// The folder is on a tmpfs: nothing in it is worth more than the processes it
+// tells of, which a reboot ends too.
+type files struct{ state string }
+
+func (f files) socket() string               { return filepath.Join(f.state, "executor.sock") }
+func (f files) libcontainer() string         { return filepath.Join(f.state, "lc") }
+func (f files) pods() string                 { return filepath.Join(f.state, "p") }
+func (f files) pod(id string) string         { return filepath.Join(f.state, "p", id) }
+func (f files) containers() string           { return filepath.Join(f.state, "c") }
+func (f files) container(id string) string   { return filepath.Join(f.state, "c", id) }
+func (f files) in(id, name string) string    { return filepath.Join(f.state, "c", id, name) }
+func (f files) execs(id string) string       { return filepath.Join(f.state, "c", id, "x") }
+func (f files) exec(id, exec string) string  { return filepath.Join(f.state, "c", id, "x", exec) }
+func (f files) journal(n int) string         { return filepath.Join(f.state, "log", strconv.Itoa(n)) }
+func (f files) keeperExit(key string) string { return filepath.Join(f.state, "exit", key) }
+func (f files) execFIFO(id string) string    { return filepath.Join(f.state, "lc", id, "exec.fifo") }
+func (f files) exit(id, exec string) string {
+	if exec == "" {
+		return f.in(id, "exit")
+	}
+	return f.exec(id, exec) + ".exit"
+}
+
+func (f files) makeFolders() error {
+	for _, d := range []string{"lc", "p", "c", "log", "exit"} {
+		if err := os.MkdirAll(filepath.Join(f.state, d), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write puts v at path so that a reader sees the old or the new, never a part.
+func write(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+	}
+	return err
+}
+
+func read(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// key names a process in the keeper and in exit/.
+func key(p wire.Created) string { return fmt.Sprintf("%d-%d", p.PID, p.Start) }
+
+// keeperExit reads what the keeper wrote for a process it waited for:
+// "exited STATUS NANOSECONDS" or "killed SIGNAL NANOSECONDS".
+func (f files) readKeeperExit(p wire.Created) (unix.WaitStatus, time.Time, error) {
+	b, err := os.ReadFile(f.keeperExit(key(p)))
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	return parseKeeperExit(string(b))
+}
+
+func parseKeeperExit(text string) (unix.WaitStatus, time.Time, error) {
+	fields := strings.Fields(text)
+	if len(fields) != 3 {
+		return 0, time.Time{}, fmt.Errorf("exit file of %d words", len(fields))
+	}
+	status, err := strconv.ParseUint(fields[1], 10, 8)
+	if err != nil {
+		return 0, time.Time{}, fmt.Errorf("exit file: %w", err)
+	}
+	ns, err := strconv.ParseInt(fields[2], 10, 64)
+	if err != nil {
+		return 0, time.Time{}, fmt.Errorf("exit file: %w", err)
+	}
+	switch fields[0] {
+	case "exited":
+		return unix.WaitStatus(status << 8), time.Unix(0, ns), nil
+	case "killed":
+		return unix.WaitStatus(status & 0x7f), time.Unix(0, ns), nil
+	}
+	return 0, time.Time{}, fmt.Errorf("exit file: %q", fields[0])
+}

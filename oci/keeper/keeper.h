@@ -1,0 +1,15 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef BERTH_KEEPER_H
+#define BERTH_KEEPER_H
+
+#define KEEPER_MAX_FDS 8
+#define KEEPER_MAX_NAME 255
+#define KEEPER_CREDIT 100
+
+// The name under which the executor's mount namespace is held; the next executor
+// gets it as descriptor 4, since it must enter it before Go starts.
+#define KEEPER_MNT_NAME "mnt"
+
+#endif

@@ -1,0 +1,63 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package oci_test
+
+import (
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-cri/berth/oci/crilog"
+	"github.com/berth-cri/berth/oci/wire"
+)
+
+func TestLife(t *testing.T) {
+	r := newRig(t)
+	r.container("c1", []string{"echo", "hello", "world"})
+	exit := r.wait("c1")
+	if exit.Code != 0 || exit.Signal != 0 || exit.OOMKilled || exit.Lost {
+		t.Errorf("exit = %+v, want code 0", exit)
+	}
+	if got := r.logLines("c1", crilog.Stdout); !slices.Equal(got, []string{"hello world"}) {
+		t.Errorf("stdout = %q", got)
+	}
+	if got := r.logLines("c1", crilog.Stderr); !slices.Equal(got, []string{"err hello world"}) {
+		t.Errorf("stderr = %q", got)
+	}
+	if err := r.Delete(t.Context(), "c1"); err != nil {
+		t.Error(err)
+	}
+	if err := r.Delete(t.Context(), "c1"); err != nil {
+		t.Errorf("second delete: %v", err)
+	}
+	o, err := r.Observe(t.Context())
+	if err != nil || len(o.Containers) != 0 {
+		t.Errorf("observe after delete = %+v, %v", o, err)
+	}
+}
+
+func TestSignalAndExitCode(t *testing.T) {
+	r := newRig(t)
+	r.container("term", []string{"sleep", "42"})
+	r.container("kill", []string{"sleep"})
+	for id, s := range map[string]unix.Signal{"term": unix.SIGTERM, "kill": unix.SIGKILL} {
+		if err := r.Signal(t.Context(), id, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := r.wait("term"); e.Code != 42 || e.Signal != 0 {
+		t.Errorf("exit = %+v, want code 42", e)
+	}
+	if e := r.wait("kill"); e.Code != 137 || e.Signal != 9 {
+		t.Errorf("exit = %+v, want code 137 by signal 9", e)
+	}
+	if err := r.Signal(t.Context(), "kill", unix.SIGTERM); err != nil {
+		t.Errorf("signal to one that has ended: %v", err)
+	}
+	err := r.Signal(t.Context(), "nobody", unix.SIGTERM)
+	wantCode(t, err, wire.NotFound)
+}
