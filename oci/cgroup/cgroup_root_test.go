@@ -344,6 +344,21 @@ func TestEmptyWaits(t *testing.T) {
 	}
 }
 
+// Without looking now and then, so by the kernel's events alone.
+func TestEmptyByEvents(t *testing.T) {
+	l := newLab(t)
+	g := l.group("c")
+	for range 5 {
+		v := holding(t, g)
+		done := make(chan error, 1)
+		go func() { done <- g.EmptyByEvents(bounded(t)) }()
+		v.alive()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestRemoveWaits(t *testing.T) {
 	l := newLab(t)
 	g := l.group("c")
@@ -493,19 +508,21 @@ func BenchmarkOOMKills(b *testing.B) {
 // BenchmarkKill is the death of one process and the removal of its group.
 func BenchmarkKill(b *testing.B) {
 	l := newLab(b)
+	var kill, remove time.Duration
 	for b.Loop() {
-		b.StopTimer()
 		g := l.group("c")
 		v := holding(b, g)
-		b.StartTimer()
+		begin := time.Now()
 		if err := g.Kill(b.Context()); err != nil {
 			b.Fatal(err)
 		}
+		killed := time.Now()
 		if err := g.Remove(b.Context()); err != nil {
 			b.Fatal(err)
 		}
-		b.StopTimer()
+		kill, remove = kill+killed.Sub(begin), remove+time.Since(killed)
 		v.killed()
-		b.StartTimer()
 	}
+	b.ReportMetric(float64(kill.Nanoseconds())/float64(b.N), "ns/kill")
+	b.ReportMetric(float64(remove.Nanoseconds())/float64(b.N), "ns/remove")
 }

@@ -27,7 +27,8 @@ func (g Group) Remove(ctx context.Context) error {
 			return err
 		}
 	}
-	for look := firstLook; ; look = min(2*look, maxLook) {
+	l := usual()
+	for look := l.first; ; look = min(2*look, l.last) {
 		var busy, failed error
 		for _, dir := range dirs {
 			switch err := removeTree(dir); {

@@ -15,15 +15,14 @@ import (
 
 const eventsFile = "cgroup.events"
 
-// Waiting goes by events where the kernel has one, with a look in between: soon at first,
-// because most of what is waited for happens within a millisecond and the kernel holds back a
-// second notification of the same file for 10 ms; then at most every maxLook, because a removal
-// by someone else can cancel a notification that is held back, and because a process may leave
-// a v1 group without ending.
-const (
-	firstLook = 200 * time.Microsecond
-	maxLook   = 100 * time.Millisecond
-)
+// looks says how often to look at what is waited for, apart from the events. Soon at first,
+// because most of what is waited for happens within a millisecond, and the kernel holds back a
+// second notification of the same file for 10 ms. Then twice as late each time, up to a bound:
+// the removal of a group cancels a notification that is held back, and a process may leave a v1
+// group without ending.
+type looks struct{ first, last time.Duration }
+
+func usual() looks { return looks{200 * time.Microsecond, 100 * time.Millisecond} }
 
 // Empty waits until no process is in the group or below it. A group that is gone is empty.
 // When ctx ends first it returns a *RemainError that wraps ctx's error.
@@ -56,10 +55,10 @@ func (g Group) emptyWithin(ctx context.Context, d time.Duration) (bool, error) {
 
 func (g Group) waitEmpty(ctx context.Context) error {
 	if g.version == V2 {
-		return waitEvents(ctx, g.members[0].path, "populated", false)
+		return waitEvents(ctx, usual(), g.members[0].path, "populated", false)
 	}
 	for _, dir := range g.dirs() {
-		if err := waitMembers(ctx, dir); err != nil {
+		if err := waitMembers(ctx, usual(), dir); err != nil {
 			return err
 		}
 	}
@@ -67,24 +66,24 @@ func (g Group) waitEmpty(ctx context.Context) error {
 }
 
 // waitEvents waits until a key of cgroup.events has the value. Gone counts as reached.
-func waitEvents(ctx context.Context, dir, key string, want bool) error {
+func waitEvents(ctx context.Context, l looks, dir, key string, want bool) error {
 	path := dir + "/" + eventsFile
-	fd, err := retry(func() (int, error) {
-		// Not blocking, so that the runtime's poller takes it and no thread is held.
-		return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	})
+	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		if isGone(err) {
 			return nil
 		}
 		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), path)
+	f, err := pollable(fd, path)
+	if err != nil {
+		return err
+	}
 	defer f.Close()
 	// A change wakes pollers of the file after the new value is in place (kernfs_notify), so to
 	// read and then to wait loses nothing.
 	var failed error
-	err = waitFile(ctx, f, func(fd int) bool {
+	err = waitFile(ctx, l, f, func(fd int) bool {
 		var buf [128]byte
 		text, err := readFD(fd, buf[:])
 		if err != nil {
@@ -100,8 +99,8 @@ func waitEvents(ctx context.Context, dir, key string, want bool) error {
 }
 
 // waitMembers waits until a v1 folder and all below it list no process.
-func waitMembers(ctx context.Context, dir string) error {
-	for look := firstLook; ; look = min(2*look, maxLook) {
+func waitMembers(ctx context.Context, l looks, dir string) error {
+	for look := l.first; ; look = min(2*look, l.last) {
 		pids, err := treeProcs(dir, 1)
 		if err != nil || len(pids) == 0 {
 			return err
@@ -113,58 +112,72 @@ func waitMembers(ctx context.Context, dir string) error {
 	}
 }
 
-// waitProcess waits for the end of a process, at most d. It returns ctx's error, or nil.
+// waitProcess waits for the end of a process that is listed in a group, at most d. It returns
+// ctx's error, or nil.
 func waitProcess(ctx context.Context, pid int, d time.Duration) error {
-	fd, err := -1, error(unix.ESRCH)
-	if pid != 0 { // not in our PID namespace
-		fd, err = unix.PidfdOpen(pid, 0)
+	if pid == 0 { // not in our PID namespace, so there is no pidfd of it
+		return sleep(ctx, d)
 	}
-	if err != nil || unix.SetNonblock(fd, true) != nil {
-		// It has just ended, and the list will say so in a moment.
-		return sleep(ctx, min(d, time.Millisecond))
+	// One that has ended already and yet is listed will not be for long: from Linux 6.19 on a
+	// process leaves its group a moment after its end. Do not spin on it.
+	const moment = time.Millisecond
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return sleep(ctx, moment)
 	}
-	f := os.NewFile(uintptr(fd), "pidfd")
+	f, err := pollable(fd, "pidfd")
+	if err != nil {
+		return err
+	}
 	defer f.Close()
 	bound, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	ended := false
-	err = waitFile(bound, f, func(fd int) bool {
+	calls, ended := 0, false
+	err = waitFile(bound, looks{d, d}, f, func(fd int) bool {
+		calls++
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, _ := unix.Poll(p, 0)
 		ended = n > 0
 		return ended
 	})
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err()
-	}
-	if err != nil && bound.Err() == nil {
+	case err != nil && bound.Err() == nil:
 		return err
-	}
-	if ended {
-		// From Linux 6.19 on a process leaves its cgroup a moment after its pidfd says that it
-		// ended; do not spin on a list that still names it.
-		return sleep(ctx, 50*time.Microsecond)
+	case ended && calls == 1:
+		return sleep(ctx, moment)
 	}
 	return nil
 }
 
+// pollable takes over a descriptor and makes a file of it that the runtime's poller watches, so
+// that who waits for it holds no thread.
+func pollable(fd int, name string) (*os.File, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // waitFile calls ready at once, whenever the file has an event, and now and then in between,
 // until it returns true or ctx ends; then it returns ctx's error.
-func waitFile(ctx context.Context, f *os.File, ready func(fd int) bool) error {
+func waitFile(ctx context.Context, l looks, f *os.File, ready func(fd int) bool) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	for look := firstLook; ; look = min(2*look, maxLook) {
-		pollable := f.SetReadDeadline(time.Now().Add(look)) == nil
+	for look := l.first; ; look = min(2*look, l.last) {
+		watched := f.SetReadDeadline(time.Now().Add(look)) == nil
 		// After setting the deadline: if ctx ends from here on, AfterFunc's deadline replaces ours.
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		done := false
-		if pollable {
+		if watched {
 			err = raw.Read(func(fd uintptr) bool {
 				done = ready(int(fd))
 				return done

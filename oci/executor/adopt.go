@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
@@ -57,9 +58,29 @@ func (x *Executor) adopt(held []keeper.Held) error {
 	}
 	if fds := names[listenName]; len(fds) == 1 {
 		x.listen = fds[0]
+	} else if err := x.listenOn(); err != nil {
+		return err
+	}
+	if err := x.holdBinary(); err != nil {
+		return err
+	}
+	for _, fd := range names[keeper.Executable] {
+		unix.Close(fd) // the one before us put it; ours is held now
+	}
+	return nil
+}
+
+// holdBinary has the keeper start the next executor from our own sealed binary.
+// Where there is none (vm.memfd_noexec=2) it starts from the path.
+func (x *Executor) holdBinary() error {
+	if !exeseal.IsSelfExeCloned() {
 		return nil
 	}
-	return x.listenOn()
+	fd, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open our own binary: %w", err)
+	}
+	return x.keeper.Put(keeper.Executable, fd)
 }
 
 // adoptContainers makes a container of each record.
@@ -323,7 +344,7 @@ func (x *Executor) complete(j *journal, owner string, fresh bool) {
 // a start that did not come to its end.
 func (x *Executor) sweep(names map[string][]int, held map[string]heldContainer) error {
 	for name, fds := range names {
-		if name == listenName || name == keeper.MountNamespace || strings.HasPrefix(name, "pod/") && x.pods[name[len("pod/"):]] != nil {
+		if name == listenName || name == keeper.MountNamespace || name == keeper.Executable || strings.HasPrefix(name, "pod/") && x.pods[name[len("pod/"):]] != nil {
 			continue
 		}
 		if err := x.letGo(name, fds); err != nil {

@@ -42,6 +42,10 @@ const (
 // its descriptor 4, before Go starts.
 const MountNamespace = C.KEEPER_MNT_NAME
 
+// Executable is the name of the sealed binary from which the next executor is
+// started. It is put last: by then this one is fit to serve.
+const Executable = C.KEEPER_EXE_NAME
+
 // patience is how long a keeper may take to answer. It answers in microseconds;
 // one that does not in this time is stopped or broken, which is as good as dead:
 // it is killed, and the executor takes its place.
@@ -354,7 +358,7 @@ func (c *Client) Become(stateDir, exe string) error {
 	names := maps.Clone(c.names)
 	c.mu.Unlock()
 	var b strings.Builder
-	fmt.Fprintf(&b, "exe %s\n", exe)
+	fmt.Fprintf(&b, "exe %s\nuntried 0\n", exe)
 	for name, fds := range names {
 		fmt.Fprintf(&b, "name %d", len(fds))
 		for _, fd := range fds {

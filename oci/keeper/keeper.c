@@ -37,7 +37,8 @@ static struct name *names;
 static int nnames, capnames;
 
 static const char *state_dir;     // argv[2]
-static char executor_path[PATH_MAX]; // started next; argv[3] until "exe"
+static char executor_path[PATH_MAX]; // argv[3] until "exe" names another
+static int untried = 1;              // the path was not started yet, or did not come to serve
 static pid_t executor;            // 0: none
 static int sock = -1;             // to the executor
 static int lockfd = -1;           // flock: one keeper for a state folder
@@ -226,8 +227,13 @@ static void spawn(void)
 		sigemptyset(&none);
 		sigprocmask(SIG_SETMASK, &none, NULL);
 		char *argv[] = { "berth-executor", "executor", (char *)state_dir, executor_path, NULL };
+		char sealed[32];
+		struct name *exe = find(KEEPER_EXE_NAME);
+		if (exe && !untried) {
+			snprintf(sealed, sizeof sealed, "/proc/self/fd/%d", exe->fds[0]);
+			execv(sealed, argv);
+		}
 		execv(executor_path, argv);
-		// The file is gone or broken, as after a failed upgrade: our own still works.
 		say("%s: %s; starting our own binary", executor_path, strerror(errno));
 		execv("/proc/self/exe", argv);
 		_exit(127);
@@ -252,6 +258,11 @@ static void executor_ended(void)
 	sock = -1;
 	executor = 0;
 	next_have = -1;
+	if (untried && find(KEEPER_EXE_NAME)) {
+		// It ended before it served, as after a bad upgrade: back to the last that did.
+		say("%s does not come to serve; back to the executor before it", executor_path);
+		untried = 0;
+	}
 	long long now = now_ms();
 	credit += now - credited_at; // one start a second
 	credited_at = now;
@@ -355,7 +366,7 @@ static int carry(void)
 	FILE *f = fdopen(dup(m), "w");
 	if (!f)
 		return -1;
-	fprintf(f, "exec %d %d\nlock %d\nexe %s\n", executor, sock, lockfd, executor_path);
+	fprintf(f, "exec %d %d\nlock %d\nexe %s\nuntried %d\n", executor, sock, lockfd, executor_path, untried);
 	for (int i = 0; i < nnames; i++) {
 		fprintf(f, "name %d", names[i].nfds);
 		for (int j = 0; j < names[i].nfds; j++)
@@ -420,6 +431,8 @@ static void recover(int m)
 			lockfd = a;
 		} else if (!strncmp(line, "exe ", 4)) {
 			snprintf(executor_path, sizeof executor_path, "%s", line + 4);
+		} else if (sscanf(line, "untried %d", &a) == 1) {
+			untried = a;
 		} else if (!strncmp(line, "name ", 5)) {
 			char *p = line + 5;
 			int fds[KEEPER_MAX_FDS], nfds = strtol(p, &p, 10);
@@ -467,6 +480,8 @@ static void message(char *b, int nfds, int *fds)
 			tell(line, 0, NULL);
 			return;
 		}
+		if (!strcmp(arg, KEEPER_EXE_NAME))
+			untried = 0;
 		n->answer = 1;
 		flush();
 		return;
@@ -479,6 +494,7 @@ static void message(char *b, int nfds, int *fds)
 			gone_pending++;
 	} else if (!strcmp(b, "exe")) {
 		snprintf(executor_path, sizeof executor_path, "%s", arg);
+		untried = 1;
 	} else if (!strcmp(b, "replace")) {
 		replace(arg);
 	} else if (!strcmp(b, "quit")) {

@@ -12,4 +12,9 @@
 // gets it as descriptor 4, since it must enter it before Go starts.
 #define KEEPER_MNT_NAME "mnt"
 
+// The name under which an executor that serves has put its own sealed binary: the
+// next one is started from it, without a copy to make, and is the same version
+// whatever has become of the file.
+#define KEEPER_EXE_NAME "exe"
+
 #endif

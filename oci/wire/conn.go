@@ -115,6 +115,7 @@ type Conn struct {
 
 // NewConn takes over f, a connected SOCK_SEQPACKET unix socket.
 func NewConn(f *os.File) (*Conn, error) {
+	defer f.Close() // also where it fails: the caller has given it away
 	fd := int(f.Fd()) // also makes it blocking, which is undone at once
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("set non-blocking: %w", err)
@@ -123,7 +124,6 @@ func NewConn(f *os.File) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dup: %w", err)
 	}
-	f.Close()
 	return &Conn{
 		f:   os.NewFile(uintptr(dup), "wire"), // non-blocking by now, so it joins the poller
 		buf: make([]byte, headerSize+maxInline),
@@ -290,7 +290,9 @@ func (c *Conn) Recv() (*Message, error) {
 	err = rc.Read(func(fd uintptr) bool {
 		for {
 			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), c.buf, c.oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-			if !errors.Is(rerr, unix.EINTR) {
+			// ECONNRESET comes once, before what is still queued, when the other side closed
+			// without having read all of ours. What it said before that counts.
+			if !errors.Is(rerr, unix.EINTR) && !errors.Is(rerr, unix.ECONNRESET) {
 				return !errors.Is(rerr, unix.EAGAIN)
 			}
 		}
@@ -324,18 +326,22 @@ func (c *Conn) parse(m *Message, n, flags int) error {
 	if err != nil {
 		return err
 	}
-	if !inMemfd {
-		return nil
+	if inMemfd {
+		if len(m.Files) == 0 || len(m.Body) > 0 {
+			return fmt.Errorf("body in %d descriptors and %d bytes: %w", len(m.Files), len(m.Body), ErrMalformed)
+		}
+		last := len(m.Files) - 1
+		body := m.Files[last]
+		m.Files = m.Files[:last]
+		defer body.Close()
+		if m.Body, err = readMemfd(body); err != nil {
+			return err
+		}
 	}
-	if len(m.Files) == 0 {
-		return fmt.Errorf("body descriptor missing: %w", ErrMalformed)
+	if len(m.Files) > MaxFiles {
+		return fmt.Errorf("%d descriptors: %w", len(m.Files), ErrMalformed)
 	}
-	last := len(m.Files) - 1
-	body := m.Files[last]
-	m.Files = m.Files[:last]
-	defer body.Close()
-	m.Body, err = readMemfd(body)
-	return err
+	return nil
 }
 
 // decodeHeader fills m from a packet; the body is copied, since the buffer is
@@ -350,8 +356,8 @@ func decodeHeader(m *Message, packet []byte) (inMemfd bool, err error) {
 	if m.Kind < Request || m.Kind > Cancel {
 		return false, fmt.Errorf("kind %d: %w", m.Kind, ErrMalformed)
 	}
-	if packet[3]&^flagMemfd != 0 {
-		return false, fmt.Errorf("flags %#x: %w", packet[3], ErrMalformed)
+	if zero := binary.LittleEndian.Uint16(packet[6:]); packet[3]&^flagMemfd != 0 || zero != 0 {
+		return false, fmt.Errorf("flags %#x, reserved %#x: %w", packet[3], zero, ErrMalformed)
 	}
 	m.Body = append([]byte(nil), packet[headerSize:]...)
 	return packet[3]&flagMemfd != 0, nil
@@ -366,14 +372,14 @@ func readMemfd(f *os.File) ([]byte, error) {
 	}
 	st, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("body: %w", err)
+		return nil, fmt.Errorf("body: %w: %w", ErrMalformed, err)
 	}
 	if st.Size() > MaxBody {
 		return nil, fmt.Errorf("body of %d bytes: %w", st.Size(), ErrTooLarge)
 	}
 	b := make([]byte, st.Size())
 	if _, err := f.ReadAt(b, 0); err != nil {
-		return nil, fmt.Errorf("body: %w", err)
+		return nil, fmt.Errorf("body: %w: %w", ErrMalformed, err) // opened for writing only
 	}
 	return b, nil
 }
