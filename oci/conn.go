@@ -113,7 +113,10 @@ func (c *conn) begin(op wire.Op, body []byte, files []*os.File) (uint64, *inbox,
 		if errors.Is(err, wire.ErrTooLarge) {
 			return 0, nil, err
 		}
-		return 0, nil, errLost // whatever the reason, this connection is of no more use
+		// Whatever the reason, this connection is of no more use, and nobody gets it again.
+		c.Close()
+		<-c.lost
+		return 0, nil, errLost
 	}
 	return id, in, nil
 }

@@ -26,9 +26,18 @@ var (
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("executor client is closed")
 
+	// ErrDies is returned for a request during which executor after executor has
+	// died: it may be the reason, so it is not sent again.
+	ErrDies = errors.New("executor dies again and again")
+
 	// errLost ends the calls of a connection whose executor has died.
 	errLost = errors.New("executor has died")
 )
+
+// maxDeaths is how many executors may die during one request. It is above what
+// bad luck or a test's kills can do, and ends what a request that kills them does
+// to the node.
+const maxDeaths = 20
 
 // Executor is the node's executor. Its methods may be called by many goroutines.
 type Executor struct {
@@ -99,14 +108,15 @@ func (e *Executor) connection(ctx context.Context) (*conn, error) {
 }
 
 // call sends a request and waits for its answer. When the executor dies first,
-// again says what to do: it looks, over the new connection, whether the request
-// was done, and fills in the answer if so.
+// done looks, over the new connection, whether the request was done, and fills in
+// the answer if so; without it the request is sent again, since twice is as good
+// as once.
 func (e *Executor) call(ctx context.Context, op wire.Op, req, reply any, files []*os.File, done func(ctx context.Context) (bool, error)) error {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	for {
+	for range maxDeaths {
 		c, err := e.connection(ctx)
 		if err != nil {
 			return err
@@ -116,13 +126,14 @@ func (e *Executor) call(ctx context.Context, op wire.Op, req, reply any, files [
 			return err
 		}
 		if done == nil {
-			continue // the same request twice is as good as once
+			continue
 		}
 		was, err := done(ctx)
 		if err != nil || was {
 			return err
 		}
 	}
+	return fmt.Errorf("%s: %w", op, ErrDies)
 }
 
 // PodCreate hands over a pod's namespaces, one file for each name, and makes its

@@ -94,11 +94,12 @@ func (x *Executor) ack(a *wire.Ack) error {
 	}
 	if a.Exec == "" {
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.exit == nil || c.acked {
+		due := c.exit != nil && !c.acked
+		c.acked = c.acked || due
+		c.mu.Unlock()
+		if !due {
 			return nil
 		}
-		c.acked = true
 		return write(x.files.in(c.id, "acked"), true)
 	}
 	c.mu.Lock()

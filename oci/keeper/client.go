@@ -350,7 +350,7 @@ func (c *Client) receive() (string, []int, error) {
 // It is execve in place: every other thread ends where it stands, as with SIGKILL,
 // and what it was doing is taken up by the next executor.
 func (c *Client) Become(stateDir, exe string) error {
-	fd, err := unix.MemfdCreate("berth-keeper", 0)
+	fd, err := unix.MemfdCreate("berth-keeper", unix.MFD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("memfd: %w", err)
 	}
@@ -374,24 +374,29 @@ func (c *Client) Become(stateDir, exe string) error {
 		}
 		rest = rest[max(n, 0):]
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	syscall.ForkLock.Lock() // no child between here and execve may inherit what follows
-	for _, fds := range names {
-		for _, n := range fds {
-			if _, err := unix.FcntlInt(uintptr(n), unix.F_SETFD, 0); err != nil {
-				// Closed too early: a bug, but the others must be saved all the same.
-				fmt.Fprintf(os.Stderr, "keeper: descriptor %d: %v\n", n, err)
+	failed := make(chan error)
+	go func() {
+		// A table of descriptors of this thread's own: libcontainer marks all of the
+		// process's close-on-exec whenever it starts something, and must not do so
+		// between here and execve. The thread ends with the goroutine if that fails.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+			failed <- fmt.Errorf("unshare descriptors: %w", err)
+			return
+		}
+		names["the list of names"] = []int{fd}
+		for name, fds := range names {
+			for _, n := range fds {
+				if _, err := unix.FcntlInt(uintptr(n), unix.F_SETFD, 0); err != nil {
+					// Closed too early: a bug, but the others must be saved all the same.
+					fmt.Fprintf(os.Stderr, "keeper: descriptor %d of %s: %v\n", n, name, err)
+				}
 			}
 		}
-	}
-	err = syscall.Exec("/proc/self/exe", []string{"berth-executor", "keeper", stateDir, exe, fmt.Sprint(fd)}, os.Environ())
-	for _, fds := range names {
-		for _, n := range fds {
-			unix.CloseOnExec(n)
-		}
-	}
-	syscall.ForkLock.Unlock()
+		err := syscall.Exec("/proc/self/exe", []string{"berth-executor", "keeper", stateDir, exe, fmt.Sprint(fd)}, os.Environ())
+		failed <- fmt.Errorf("execve: %w", err)
+	}()
+	err = <-failed
 	unix.Close(fd)
-	return fmt.Errorf("execve: %w", err)
+	return err
 }
