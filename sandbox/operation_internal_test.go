@@ -33,6 +33,9 @@ func TestQueueJoins(t *testing.T) {
 				t.Errorf("a joined caller got %v, want the result of the work", err)
 			}
 		}
+		if works != 1 {
+			t.Errorf("the work was done %d times in the end", works)
+		}
 	})
 }
 
