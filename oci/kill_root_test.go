@@ -83,6 +83,12 @@ func (r *rig) killKeeper() {
 	r.t.Helper()
 	was := r.executorPID()
 	kill(r.t, r.keeperPID())
+	r.waitKeeper(was)
+}
+
+// waitKeeper waits until an executor has become the keeper.
+func (r *rig) waitKeeper(was int) {
+	r.t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for r.keeperPID() != was {
 		if time.Now().After(deadline) {
@@ -248,21 +254,8 @@ func TestKillBoth(t *testing.T) {
 	created := r.writers(50, 200, 1)
 	short := r.container("short", []string{"exit", "33", "30"})
 	for range 3 {
-		keeper, executor := r.keeperPID(), r.executorPID()
-		// The executor must not become the keeper in between.
-		if err := errors.Join(unix.Kill(executor, unix.SIGKILL), unix.Kill(keeper, unix.SIGKILL)); err != nil {
-			t.Fatal(err)
-		}
-		waitGone(t, executor)
-		waitGone(t, keeper)
+		r.killBoth()
 		waitGone(t, short.PID)
-		r.Executor.Close()
-		r.exits.stop()
-		e, err := oci.Start(t.Context(), r.config)
-		if err != nil {
-			t.Fatalf("start after both were killed: %v\n%s", err, r.said())
-		}
-		r.Executor, r.exits = e, watchExits(e)
 	}
 	r.checkUntouched(created)
 	lines, lost := r.endWriters(created, true)
@@ -272,6 +265,25 @@ func TestKillBoth(t *testing.T) {
 	if e := r.wait("short"); !(e.Lost && e.Code == 255 && e.Reason != "") && e.Code != 33 {
 		t.Errorf("exit in the gap = %+v, want the code, or that it is lost", e)
 	}
+}
+
+// killBoth kills executor and keeper at once and starts them again.
+func (r *rig) killBoth() {
+	r.t.Helper()
+	keeper, executor := r.keeperPID(), r.executorPID()
+	// In this order: the executor must not become the keeper in between.
+	if err := errors.Join(unix.Kill(executor, unix.SIGKILL), unix.Kill(keeper, unix.SIGKILL)); err != nil {
+		r.t.Fatal(err)
+	}
+	waitGone(r.t, executor)
+	waitGone(r.t, keeper)
+	r.Executor.Close()
+	r.exits.stop()
+	e, err := oci.Start(r.t.Context(), r.config)
+	if err != nil {
+		r.t.Fatalf("start after both were killed: %v\n%s", err, r.said())
+	}
+	r.Executor, r.exits = e, watchExits(e)
 }
 
 func percentiles(d []time.Duration) string {

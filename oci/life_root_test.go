@@ -6,7 +6,10 @@
 package oci_test
 
 import (
+	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -60,4 +63,23 @@ func TestSignalAndExitCode(t *testing.T) {
 	}
 	err := r.Signal(t.Context(), "nobody", unix.SIGTERM)
 	wantCode(t, err, wire.NotFound)
+}
+
+// TestOwnCgroup shows that keeper and executor are in no cgroup of their starter
+// in which that one could be killed as a whole.
+func TestOwnCgroup(t *testing.T) {
+	r := newRig(t)
+	for name, pid := range map[string]int{"keeper": r.keeperPID(), "executor": r.executorPID()} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			// hierarchy:controllers:path
+			parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+			if parts[1] != "cpuset" && parts[2] != r.config.Cgroup {
+				t.Errorf("%s is in %q, want %s", name, line, r.config.Cgroup)
+			}
+		}
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,40 +31,69 @@ import (
 )
 
 // built is where TestMain puts the executor and the guest.
-var built struct{ executor, guest string }
+var built struct{ dir, executor, guest string }
+
+// prebuilt names the variable of a folder with the programs that the tests run,
+// for a machine that has no Go: what is not in it is built into it. To fill it,
+//
+//	BERTH_TEST_BINARIES=DIR go test -tags root -run '^TestPrograms$' ./oci
+//	go test -c -tags root -o DIR/oci.test ./oci
+const prebuilt = "BERTH_TEST_BINARIES"
 
 func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "berth-oci")
-	if err == nil {
-		err = build(dir)
-	}
-	code := 1
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	os.RemoveAll(dir)
-	os.Exit(code)
+	os.Exit(testMain(m))
 }
 
-func build(dir string) error {
-	built.executor, built.guest = filepath.Join(dir, "berth-executor"), filepath.Join(dir, "guest")
-	for _, b := range []struct {
-		out, pkg string
-		env      string
-		args     []string
-	}{
-		{built.executor, "../cmd/berth-executor", "CGO_ENABLED=1", []string{"-tags", "seccomp", "-ldflags", "-s -w"}},
-		{built.guest, "./testdata/guest", "CGO_ENABLED=0", []string{"-ldflags", "-s -w"}},
-	} {
-		cmd := exec.Command("go", append(append([]string{"build", "-o", b.out}, b.args...), b.pkg)...)
-		cmd.Env = append(os.Environ(), b.env)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w\n%s", b.pkg, err, out)
-		}
+func testMain(m *testing.M) int {
+	if err := ownNamespace(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
-	return nil
+	built.dir = os.Getenv(prebuilt)
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "berth-oci")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		built.dir = dir
+	}
+	var err error
+	if built.executor, err = buildExecutor("one"); err == nil {
+		built.guest, err = build("guest", "./testdata/guest", "CGO_ENABLED=0", "-ldflags", "-s -w")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// buildExecutor builds the executor, unless it is there, with a version of its own.
+func buildExecutor(version string) (string, error) {
+	return build("berth-executor-"+version, "../cmd/berth-executor", "CGO_ENABLED=1",
+		"-tags", "seccomp", "-ldflags", "-s -w -X main.version="+version)
+}
+
+func build(name, pkg, env string, args ...string) (string, error) {
+	out := filepath.Join(built.dir, name)
+	if _, err := os.Stat(out); err == nil {
+		return out, nil
+	}
+	cmd := exec.Command("go", append(append([]string{"build", "-o", out}, args...), pkg)...)
+	cmd.Env = append(os.Environ(), env)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, text)
+	}
+	return out, nil
+}
+
+// TestPrograms builds what the tests run that is not needed by all of them.
+func TestPrograms(t *testing.T) {
+	if _, err := buildExecutor("two"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // rig is a keeper and an executor of their own, with what a test's containers
@@ -91,7 +121,7 @@ func newRig(t testing.TB) *rig {
 	if err := os.MkdirAll(r.state, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	r.config = oci.StartConfig{State: r.state, Binary: built.executor, Log: r.log}
+	r.config = oci.StartConfig{State: r.state, Binary: built.executor, Log: r.log, Cgroup: "/" + name + "/keeper"}
 	t.Cleanup(r.close)
 	r.makeRoot()
 	var err error
@@ -187,6 +217,9 @@ func (r *rig) close() {
 func removeCgroups(t testing.TB, name string) {
 	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
 	dirs = append(dirs, "/sys/fs/cgroup/"+name)
+	for _, d := range slices.Clone(dirs) {
+		dirs = slices.Insert(dirs, 0, filepath.Join(d, "keeper"))
+	}
 	for _, d := range dirs {
 		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("clean up: %v", err)

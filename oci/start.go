@@ -10,8 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/berth-cri/berth/oci/cgroup"
 )
 
 // StartConfig says how to start a keeper.
@@ -19,6 +22,7 @@ type StartConfig struct {
 	State  string // folder, on a tmpfs that a reboot empties
 	Binary string // absolute path of berth-executor
 	Log    string // file for what keeper and executor have to say
+	Cgroup string // path in each hierarchy, "/berth.executor"; "" leaves them in the caller's
 }
 
 // Start connects to the executor of a state folder; where both executor and
@@ -68,9 +72,20 @@ func startKeeper(cfg StartConfig) (<-chan error, error) {
 		return nil, err
 	}
 	defer log.Close()
+	join, err := cfg.openCgroup()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, f := range join {
+			f.Close()
+		}
+	}()
 	cmd := exec.Command(cfg.Binary, "keeper", cfg.State, cfg.Binary)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = join
+	cmd.Env = append(os.Environ(), "BERTH_KEEPER_JOIN="+strconv.Itoa(len(join)))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -78,4 +93,35 @@ func startKeeper(cfg StartConfig) (<-chan error, error) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // ends with the keeper, or with us
 	return ended, nil
+}
+
+// openCgroup makes the keeper's own cgroup and opens its cgroup.procs files. The
+// keeper joins by itself, before it starts the executor: a process that is moved
+// from outside may have children by then.
+func (cfg StartConfig) openCgroup() (files []*os.File, err error) {
+	if cfg.Cgroup == "" {
+		return nil, nil
+	}
+	host, err := cgroup.Open("/sys/fs/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	group, err := host.Group(cfg.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	for controller, path := range group.Paths() {
+		if controller == "cpuset" {
+			continue // a new one takes no process before it has cpus, and ours needs no limit
+		}
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return files, err
+		}
+		f, err := os.OpenFile(filepath.Join(path, "cgroup.procs"), os.O_WRONLY, 0)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
 }

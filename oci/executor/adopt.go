@@ -35,11 +35,11 @@ func (x *Executor) adopt(held []keeper.Held) error {
 		}
 		names[h.Name] = h.FDs
 	}
-	if fds := names[keeper.MountNamespace]; len(fds) == 1 {
-		unix.Close(fds[0]) // the constructor has it, as x.mnt.fd
-	}
 	if err := x.keeper.Put(keeper.MountNamespace, x.mnt.fd); err != nil {
 		return err
+	}
+	for _, fd := range names[keeper.MountNamespace] {
+		unix.Close(fd) // the constructor has it, as x.mnt.fd
 	}
 	if err := x.adoptPods(names); err != nil {
 		return err
@@ -137,13 +137,11 @@ func (x *Executor) adoptOne(c *container, h heldContainer) {
 		close(c.exited)
 	}
 	if c.rec.Process.PID == 0 {
-		return // it was being made: resume takes it back
+		c.rec.Process = h.process
+		return // still wire.Creating: resume takes it back
 	}
 	if c.exit == nil {
-		c.state = wire.Running
-		if exists(x.files.execFIFO(c.id)) {
-			c.state = wire.IsCreated
-		}
+		c.state = x.runs(c)
 	}
 	if h.name == "" {
 		x.findByRecord(c)
@@ -155,6 +153,18 @@ func (x *Executor) adoptOne(c *container, h heldContainer) {
 			c.tail.file, c.tail.off = id, 1<<62
 		}
 	}
+}
+
+// runs says whether a container's own program was let run. libcontainer goes by
+// the FIFO, which it removes after the start: an executor that dies in between
+// leaves it behind, and a second start would wait at it for ever.
+func (x *Executor) runs(c *container) wire.State {
+	const waiting = "runc:[2:INIT]\n" // libcontainer's init; the program's name replaces it
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.rec.Process.PID))
+	if exists(x.files.execFIFO(c.id)) && (err != nil || string(comm) == waiting) {
+		return wire.IsCreated
+	}
+	return wire.Running
 }
 
 // findByRecord finds pidfd, streams and log of a container of which the keeper held nothing.
@@ -199,7 +209,7 @@ func (x *Executor) resume(c *container) {
 }
 
 func (x *Executor) resumeContainer(c *container) error {
-	if c.rec.Process.PID == 0 {
+	if c.state == wire.Creating {
 		klog.InfoS("an unfinished create is taken back", "container", c.id)
 		return x.destroy(c)
 	}
@@ -356,11 +366,14 @@ func (x *Executor) sweep(names map[string][]int, held map[string]heldContainer) 
 			return err
 		}
 	}
-	keep := make(map[string]bool)
-	for id := range x.pods {
-		keep[id] = true
-	}
+	pods, containers := make(map[string]bool), make(map[string]bool)
 	x.mu.Lock()
+	for id := range x.pods {
+		pods[id] = true
+	}
+	for id := range x.containers {
+		containers[id] = true
+	}
 	known := make(map[string]bool, len(x.containers))
 	for _, c := range x.containers {
 		known[key(c.rec.Process)] = true
@@ -378,7 +391,10 @@ func (x *Executor) sweep(names map[string][]int, held map[string]heldContainer) 
 			_ = remove(x.files.keeperExit(e.Name()))
 		}
 	}
-	return x.mnt.sweep(keep)
+	if err := x.mnt.sweep(pods, containers); err != nil {
+		klog.ErrorS(err, "mounts of a start that was under way")
+	}
+	return nil
 }
 
 func (x *Executor) letGo(name string, fds []int) error {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"strings"
 
 	_ "github.com/opencontainers/cgroups/devices" // lets the managers set device rules
@@ -22,13 +21,18 @@ import (
 	"github.com/berth-cri/berth/oci/wire"
 )
 
-// idPattern is what an id may look like: it becomes a file name and a word of the
-// keeper's messages.
-var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}$`)
-
+// checkID refuses an id that could not be a file name and a word of the keeper's
+// messages. By hand: a regular expression is compiled when a process starts, and
+// every create and exec starts one of this binary.
 func checkID(id string) error {
-	if !idPattern.MatchString(id) {
-		return invalid("id %.120q: want up to 100 letters, digits, '_', '.', '-'", id)
+	const most = 100
+	ok := len(id) > 0 && len(id) <= most && id[0] != '.' && id[0] != '-'
+	for i := 0; ok && i < len(id); i++ {
+		b := id[i]
+		ok = b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '_' || b == '.' || b == '-'
+	}
+	if !ok {
+		return invalid("id %.120q: want up to %d letters, digits, '_', '.', '-', the first no '.' or '-'", id, most)
 	}
 	return nil
 }
@@ -43,6 +47,9 @@ func (x *Executor) create(req *wire.Create) (wire.Created, error) {
 	}
 	if req.Spec == nil || req.Spec.Process == nil || req.Spec.Linux == nil {
 		return wire.Created{}, invalid("container %s: spec without process or linux part", req.ID)
+	}
+	if r := req.Rootfs; r.Bind == "" && (len(r.Lower) == 0 || len(r.Lower) == 1 && r.Upper == "") {
+		return wire.Created{}, invalid("container %s: a root file system is a folder, or layers below an upper one, or two layers and more", req.ID)
 	}
 	if req.LogMax > lineCap {
 		return wire.Created{}, invalid("container %s: log lines of %d bytes: the limit is %d", req.ID, req.LogMax, lineCap)
@@ -121,11 +128,15 @@ func (x *Executor) config(c *container, req *wire.Create) (config *configs.Confi
 	spec := req.Spec
 	root := req.Rootfs.Bind
 	if root == "" {
-		root, err = x.mnt.mountRoot(c.id, req.Rootfs.Lower, req.Rootfs.Upper, req.Rootfs.Work, req.Rootfs.Volatile)
+		root, err = x.mnt.mountRoot(c.id, overlay{
+			lower: req.Rootfs.Lower, upper: req.Rootfs.Upper, work: req.Rootfs.Work, volatile: req.Rootfs.Volatile,
+		})
 		if err != nil {
 			return nil, nil, err
 		}
-		giveBack = append(giveBack, func() error { return x.mnt.unmountRoot(c.id) })
+		// Only the mount: libcontainer starts each exec with the root's path as its
+		// directory, before it enters the container, so the folder must be there.
+		giveBack = append(giveBack, func() error { return x.mnt.detachRoot(c.id) })
 	}
 	if spec.Root == nil {
 		spec.Root = &specs.Root{}
@@ -137,6 +148,9 @@ func (x *Executor) config(c *container, req *wire.Create) (config *configs.Confi
 	for i := range spec.Mounts {
 		if spec.Mounts[i].Source != wire.PodShm {
 			continue
+		}
+		if _, err := x.findPod(c.rec.Pod); err != nil {
+			return nil, giveBack, err
 		}
 		path, back, err := x.mnt.lendShm(c.rec.Pod, c.id)
 		if err != nil {
@@ -165,11 +179,9 @@ func (x *Executor) fillNamespaces(c *container, spec *specs.Spec) error {
 		kind := nsName(ns.Type)
 		switch {
 		case ns.Path == wire.FromPod:
-			x.mu.Lock()
-			p := x.pods[c.rec.Pod]
-			x.mu.Unlock()
-			if p == nil {
-				return notFound("pod", c.rec.Pod)
+			p, err := x.findPod(c.rec.Pod)
+			if err != nil {
+				return err
 			}
 			fd, ok := p.ns[kind]
 			if !ok {
@@ -263,9 +275,6 @@ func (x *Executor) register(c *container, pid int, io *stdio) error {
 	c.tail.held = true
 	c.tail.mu.Unlock()
 
-	if err := write(x.files.in(c.id, "record"), rec); err != nil {
-		return err
-	}
 	if err := x.hold(c, io.log); err != nil {
 		return err
 	}
@@ -273,6 +282,11 @@ func (x *Executor) register(c *container, pid int, io *stdio) error {
 		if err := x.keeper.Put(stdinName(c.id), c.stdin); err != nil {
 			return err
 		}
+	}
+	// Last: a record with a process says that all of it is there and is to go on. The
+	// next executor takes back what has none.
+	if err := write(x.files.in(c.id, "record"), rec); err != nil {
+		return err
 	}
 	return x.watch(c)
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -39,7 +38,7 @@ func (x *Executor) delete(id string) error {
 
 // destroy takes back everything that create may have done, in the reverse order,
 // whether it was done or not. What fails is tried again by the next delete: the
-// record goes last.
+// record goes when all else is done.
 //
 // Preconditions: c.op is held, or c is not yet shared.
 func (x *Executor) destroy(c *container) error {
@@ -81,25 +80,14 @@ func (x *Executor) destroy(c *container) error {
 	return nil
 }
 
-// removeFiles removes a container's folder, the record last.
+// removeFiles removes a container's folder, the record first: what is left without
+// one is no container, while a record without its exit file is one whose end
+// nobody has seen.
 func (x *Executor) removeFiles(id string) error {
-	dir := x.files.container(id)
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if err := remove(x.files.in(id, "record")); err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if e.Name() == "record" {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return os.RemoveAll(dir)
+	return os.RemoveAll(x.files.container(id))
 }
 
 // endProcesses kills what runs in the container and waits until its end has been

@@ -212,6 +212,8 @@ func (x *Executor) closeExec(e *execProc) {
 		klog.ErrorS(err, "keeper still holds an exec that has ended", "container", e.c.id, "exec", e.rec.Exec)
 		return
 	}
+	// Once the name is gone the keeper writes no more, but it may have just before.
+	_ = remove(x.files.keeperExit(key(e.rec.Process)))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.pidfd >= 0 {

@@ -5,6 +5,7 @@ package executor
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -74,7 +75,9 @@ func Run(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := x.adopt(held); err != nil {
+	if err := x.adopt(held); errors.Is(err, keeper.ErrLost) {
+		x.mindKeeper() // and the next one adopts: to end here would leave nobody
+	} else if err != nil {
 		return err
 	}
 	klog.InfoS("executor serves", "pid", os.Getpid(), "build", x.version, "containers", len(x.containers), "took", time.Since(x.began))

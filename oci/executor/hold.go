@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-cri/berth/oci/wire"
 )
 
 // The names under which the keeper holds what outlives the executor:
@@ -75,11 +77,12 @@ func (x *Executor) release(c *container) error {
 
 // heldContainer is what the keeper held for one container.
 type heldContainer struct {
-	name  string
-	pidfd int
-	log   int
-	out   [2]int
-	stdin int
+	name    string
+	process wire.Created
+	pidfd   int
+	log     int
+	out     [2]int
+	stdin   int
 }
 
 // parseHeld sorts what was handed over by container and by name.
@@ -87,6 +90,9 @@ func parseHeld(name string, fds []int) (id string, h heldContainer, ok bool) {
 	h = heldContainer{name: name, pidfd: -1, log: -1, out: [2]int{-1, -1}, stdin: -1}
 	parts := strings.Split(name, "/")
 	if len(parts) != 4 || parts[0] != "c" || len(parts[2]) != len(fds) {
+		return "", h, false
+	}
+	if _, err := fmt.Sscanf(parts[3], "%d-%d", &h.process.PID, &h.process.Start); err != nil {
 		return "", h, false
 	}
 	for i, kind := range parts[2] {

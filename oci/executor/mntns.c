@@ -19,7 +19,7 @@
 #include "mntns.h"
 
 int berth_mnt_fd = -1;
-int berth_mnt_host_shared;
+int berth_mnt_inside;
 char berth_mnt_error[256];
 
 static void failed(const char *what)
@@ -34,6 +34,7 @@ static int mounted(const char *path, int *shared)
 	char *line = NULL;
 	size_t cap = 0;
 	int found = 0;
+	*shared = 0;
 	if (!f)
 		return 0;
 	while (getline(&line, &cap, f) > 0) {
@@ -61,34 +62,35 @@ __attribute__((constructor(103))) static void executor_mntns(int argc, char **ar
 	int shared = 0;
 	if (argc < 3 || strcmp(argv[1], "executor"))
 		return;
-	mounted("/", &berth_mnt_host_shared);
 	berth_mnt_fd = fcntl(4, F_GETFD) < 0 ? -1 : fcntl(4, F_DUPFD_CLOEXEC, 5);
-	if (berth_mnt_fd >= 0) {
+	if (berth_mnt_fd >= 0)
 		close(4);
-		if (berth_mnt_host_shared && setns(berth_mnt_fd, CLONE_NEWNS) < 0)
-			failed("enter the held mount namespace");
-		return;
-	}
-
-	// The first executor of this node: one folder is made private, so that what is
-	// mounted below it stays in the namespace it is mounted in.
-	mkdir(argv[2], 0711);
-	snprintf(m, sizeof m, "%s/m", argv[2]);
-	mkdir(m, 0711);
-	if (!mounted(m, &shared) && mount(m, m, NULL, MS_BIND, NULL) < 0)
-		return failed("bind the folder for mounts on itself");
-	if (mount(NULL, m, NULL, MS_PRIVATE, NULL) < 0)
-		return failed("make the folder for mounts private");
-
-	int host = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-	if (host < 0)
-		return failed("open the host's mount namespace");
-	if (unshare(CLONE_NEWNS) < 0)
-		return failed("unshare the mount namespace");
-	berth_mnt_fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-	if (berth_mnt_fd < 0)
+	int outside = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	if (outside < 0)
 		return failed("open the mount namespace");
-	if (!berth_mnt_host_shared && setns(host, CLONE_NEWNS) < 0)
+	if (berth_mnt_fd >= 0) {
+		if (setns(berth_mnt_fd, CLONE_NEWNS) < 0)
+			return failed("enter the held mount namespace");
+	} else {
+		// The first executor of this node: one folder is made private, so that what is
+		// mounted below it stays in the namespace it is mounted in.
+		mkdir(argv[2], 0711);
+		snprintf(m, sizeof m, "%s/m", argv[2]);
+		mkdir(m, 0711);
+		if (!mounted(m, &shared) && mount(m, m, NULL, MS_BIND, NULL) < 0)
+			return failed("bind the folder for mounts on itself");
+		if (mount(NULL, m, NULL, MS_PRIVATE, NULL) < 0)
+			return failed("make the folder for mounts private");
+		if (unshare(CLONE_NEWNS) < 0)
+			return failed("unshare the mount namespace");
+		berth_mnt_fd = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+		if (berth_mnt_fd < 0)
+			return failed("open the new mount namespace");
+	}
+	// What the namespace is good for was settled when it was made: where "/" was
+	// private then, nothing that the host mounts appears in it, whatever "/" is now.
+	mounted("/", &berth_mnt_inside);
+	if (!berth_mnt_inside && setns(outside, CLONE_NEWNS) < 0)
 		return failed("return to the host's mount namespace");
-	close(host);
+	close(outside);
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,6 +32,7 @@ type mountNS struct {
 	dir    string // STATE/m
 	fd     int    // the namespace
 	inside bool   // this process is in it
+	onePer bool   // an overlay takes its layers one by one
 }
 
 func openMountNS(state string) (*mountNS, error) {
@@ -45,7 +45,8 @@ func openMountNS(state string) (*mountNS, error) {
 	return &mountNS{
 		dir:    filepath.Join(state, "m"),
 		fd:     int(C.berth_mnt_fd),
-		inside: C.berth_mnt_host_shared != 0,
+		inside: C.berth_mnt_inside != 0,
+		onePer: overlayTakesOnePer(),
 	}, nil
 }
 
@@ -128,25 +129,26 @@ func (m *mountNS) unmountShm(pod string) error {
 	return removeMountPoint(m.path(pod, "shm"))
 }
 
-// mountRoot mounts what r describes and returns the root's path. The mount is
+// mountRoot mounts o as a container's root and returns its path. The mount is
 // made in the namespace that the container's own is copied from.
-func (m *mountNS) mountRoot(container string, lower []string, upper, work string, volatile bool) (string, error) {
+func (m *mountNS) mountRoot(container string, o overlay) (string, error) {
 	target := m.path(container, "rootfs")
 	if err := os.MkdirAll(target, 0o711); err != nil {
 		return "", err
 	}
-	fd, err := overlay(lower, upper, work, volatile)
-	if err != nil {
+	if err := o.mount(target, m.onePer); err != nil {
 		return "", err
-	}
-	defer unix.Close(fd)
-	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return "", fmt.Errorf("move mount to %s: %w", target, err)
 	}
 	return target, nil
 }
 
-// unmountRoot detaches a root file system. Not mounted is no error.
+// detachRoot detaches a root file system. Not mounted is no error.
+func (m *mountNS) detachRoot(container string) error {
+	return detach(m.path(container, "rootfs"))
+}
+
+// unmountRoot detaches a root file system and removes its folder. Not mounted is
+// no error.
 func (m *mountNS) unmountRoot(container string) error {
 	if err := detach(m.path(container, "rootfs")); err != nil {
 		return err
@@ -155,20 +157,25 @@ func (m *mountNS) unmountRoot(container string) error {
 }
 
 // sweep detaches what a dead executor left mounted for a start that was under
-// way: everything below dir but the pods' shm of an executor that is inside.
-func (m *mountNS) sweep(keep map[string]bool) error {
+// way: everything below dir but the pods' shm. The folders of the containers that
+// are there stay; those of others go.
+func (m *mountNS) sweep(pods, containers map[string]bool) error {
 	entries, err := os.ReadDir(m.dir)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, e := range entries {
-		if keep[e.Name()] {
+		if pods[e.Name()] {
 			continue
 		}
 		for _, what := range []string{"rootfs", "shm"} {
 			path := m.path(e.Name(), what)
-			errs = append(errs, detach(path), removeMountPoint(path))
+			errs = append(errs, detach(path))
+			if containers[e.Name()] {
+				continue
+			}
+			errs = append(errs, removeMountPoint(path))
 			if what == "shm" {
 				errs = append(errs, m.run(func() error { return detach(path) }))
 			}
@@ -214,75 +221,4 @@ func isMount(path string) (bool, error) {
 		return false, &os.PathError{Op: "statx", Path: filepath.Dir(path), Err: err}
 	}
 	return here.Mnt_id != above.Mnt_id, nil
-}
-
-// overlay returns a detached overlay mount. With "lowerdir+" (kernel 6.5) the
-// number and the length of the layers' paths are bound only by the kernel's 500;
-// before, all of them must fit a page.
-func overlay(lower []string, upper, work string, volatile bool) (int, error) {
-	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("fsopen overlay: %w", err)
-	}
-	defer unix.Close(ctx)
-	set := func(key, value string) error {
-		if err := unix.FsconfigSetString(ctx, key, value); err != nil {
-			return fmt.Errorf("overlay %s=%s: %w%s", key, value, err, fsMessages(ctx))
-		}
-		return nil
-	}
-	if err := setLower(set, lower); err != nil {
-		return -1, err
-	}
-	if upper != "" {
-		if err := errors.Join(set("upperdir", upper), set("workdir", work)); err != nil {
-			return -1, err
-		}
-		if volatile {
-			if err := unix.FsconfigSetFlag(ctx, "volatile"); err != nil {
-				return -1, fmt.Errorf("overlay volatile: %w%s", err, fsMessages(ctx))
-			}
-		}
-	}
-	if err := unix.FsconfigCreate(ctx); err != nil {
-		return -1, fmt.Errorf("overlay of %d layers, upper %s: %w%s", len(lower), upper, err, fsMessages(ctx))
-	}
-	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("fsmount overlay: %w", err)
-	}
-	return fd, nil
-}
-
-func setLower(set func(key, value string) error, lower []string) error {
-	if len(lower) == 0 {
-		return errors.New("overlay: no layers")
-	}
-	first := set("lowerdir+", lower[0])
-	if errors.Is(first, unix.EINVAL) { // unknown key: before kernel 6.5
-		escaped := make([]string, len(lower))
-		for i, l := range lower {
-			escaped[i] = strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace(l)
-		}
-		return set("lowerdir", strings.Join(escaped, ":"))
-	}
-	if first != nil {
-		return first
-	}
-	for _, l := range lower[1:] {
-		if err := set("lowerdir+", l); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fsMessages returns what the kernel says of a file system context, "" if nothing.
-func fsMessages(ctx int) string {
-	var b [1024]byte
-	n, err := unix.Read(ctx, b[:])
-	if err != nil || n <= 0 {
-		return ""
-	}
-	return ": " + strings.TrimSpace(string(b[:n]))
 }

@@ -6,7 +6,7 @@
 
 // Set before Go starts.
 extern int berth_mnt_fd;          // the executor's mount namespace, or -1
-extern int berth_mnt_host_shared; // "/" is a shared mount, so this process is in it
+extern int berth_mnt_inside;      // its "/" is a shared mount, so this process is in it
 extern char berth_mnt_error[256]; // "" or why not
 
 #endif

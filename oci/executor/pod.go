@@ -4,9 +4,11 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +21,18 @@ import (
 // pod is what the containers of a pod share: namespaces, held by descriptor, and
 // /dev/shm.
 type pod struct {
-	id  string
-	shm bool
-	ns  map[string]int // "ipc", "uts", "net", "pid", "user"
+	id   string
+	made chan struct{}  // closed when the rest is set
+	err  error          // why it was not made after all
+	ns   map[string]int // "ipc", "uts", "net", "pid", "user"
+	rec  podRecord
+	// partial says that keeper and executor died together and only the pause process
+	// is left: what else the pod had is to be handed over again.
+	partial bool
+}
+
+func newPod(id string) *pod {
+	return &pod{id: id, made: make(chan struct{}), ns: make(map[string]int)}
 }
 
 // podRecord is what the next executor must know of a pod.
@@ -29,6 +40,11 @@ type podRecord struct {
 	ID         string
 	ShmSize    int64
 	Namespaces []string // in the order of the held descriptors
+
+	SharePID    bool
+	PauseCgroup string
+	Systemd     bool
+	Pause       wire.Created // zero: none, or not yet
 }
 
 func podName(id string) string { return "pod/" + id }
@@ -40,27 +56,36 @@ func (x *Executor) podCreate(req *wire.PodCreate, m *wire.Message) error {
 	if len(req.Namespaces) > keeper.MaxFDs || len(req.Namespaces) != len(m.Files) {
 		return invalid("pod %s: %d namespaces, %d descriptors", req.ID, len(req.Namespaces), len(m.Files))
 	}
-	p := &pod{id: req.ID, shm: req.ShmSize > 0, ns: make(map[string]int)}
 	x.mu.Lock()
-	if x.pods[p.id] != nil {
+	before := x.pods[req.ID]
+	if before != nil && !before.partial {
 		x.mu.Unlock()
-		return nil // a retry: the first one's are as good
+		<-before.made // a retry: the first one's are as good, once they are there
+		return before.err
+	}
+	p := newPod(req.ID)
+	if before != nil {
+		p.rec.Pause = before.rec.Pause
 	}
 	x.pods[p.id] = p
 	x.mu.Unlock()
+	defer close(p.made)
 	if err := x.fillPod(p, req, m); err != nil {
 		x.mu.Lock()
 		delete(x.pods, p.id)
 		x.mu.Unlock()
-		return joinUndo(err, x.dropPod(p))
+		p.err = joinUndo(err, x.dropPod(p))
 	}
-	return nil
+	return p.err
 }
 
 func (x *Executor) fillPod(p *pod, req *wire.PodCreate, m *wire.Message) error {
 	// Entered before it is done: the next executor takes it back if we die here.
-	rec := podRecord{ID: p.id, ShmSize: req.ShmSize, Namespaces: req.Namespaces}
-	if err := write(x.files.pod(p.id), rec); err != nil {
+	p.rec = podRecord{
+		ID: p.id, ShmSize: req.ShmSize, Namespaces: req.Namespaces,
+		SharePID: req.SharePID, PauseCgroup: req.PauseCgroup, Systemd: req.Systemd, Pause: p.rec.Pause,
+	}
+	if err := write(x.files.pod(p.id), p.rec); err != nil {
 		return err
 	}
 	var fds []int
@@ -84,10 +109,47 @@ func (x *Executor) fillPod(p *pod, req *wire.PodCreate, m *wire.Message) error {
 			return err
 		}
 	}
+	if req.SharePID {
+		return x.sharePID(p, fds)
+	}
 	return x.keeper.Put(podName(p.id), fds...)
 }
 
-var namespaceKinds = [...]string{"ipc", "uts", "net", "pid", "user"} //nolint:gochecknoglobals // a table
+// sharePID starts a pod's pause process, or finds the one that is there, and has
+// the keeper hold its namespace with the others. The process is let go on when all
+// is written down.
+func (x *Executor) sharePID(p *pod, fds []int) error {
+	p.rec.Namespaces = append(slices.Clone(p.rec.Namespaces), "pid")
+	if p.rec.Pause.PID != 0 {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/pid", p.rec.Pause.PID), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("PID namespace of pod %s: %w", p.id, err)
+		}
+		p.ns["pid"] = fd
+		return errors.Join(write(x.files.pod(p.id), p.rec), x.keeper.Put(podName(p.id), append(fds, fd)...))
+	}
+	pause, err := x.startPause()
+	if err != nil {
+		return err
+	}
+	p.rec.Pause, p.ns["pid"] = pause.process, pause.pidns
+	group, err := pauseGroup(p.id, p.rec.PauseCgroup, p.rec.Systemd)
+	if err == nil {
+		err = group.Apply(pause.process.PID)
+	}
+	if err == nil {
+		err = write(x.files.pod(p.id), p.rec)
+	}
+	if err == nil {
+		err = x.keeper.Put(podName(p.id), append(fds, pause.pidns)...)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("pause: %w", err), pause.close())
+	}
+	return pause.release()
+}
+
+var namespaceKinds = [...]string{"ipc", "uts", "net", "user"} //nolint:gochecknoglobals // a table
 
 // podDelete lets go of a pod. One that is not there is no error; one that still
 // has containers is.
@@ -95,22 +157,46 @@ func (x *Executor) podDelete(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	for _, c := range x.all() {
+	p, err := x.takePod(id)
+	if err != nil {
+		return err
+	}
+	<-p.made
+	return x.dropPod(p)
+}
+
+// takePod removes a pod from those that are known. From then on no container finds
+// it; one that has found it before is seen here.
+func (x *Executor) takePod(id string) (*pod, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, c := range x.containers {
 		c.mu.Lock()
 		of, state := c.rec.Pod, c.state
 		c.mu.Unlock()
 		if of == id {
-			return &wire.Error{Code: wire.BadState, Message: fmt.Sprintf("pod %s: container %s is still here (%s): delete it first", id, c.id, state)}
+			return nil, &wire.Error{Code: wire.BadState, Message: fmt.Sprintf("pod %s: container %s is still here (%s): delete it first", id, c.id, state)}
 		}
 	}
+	p := x.pods[id]
+	if p == nil {
+		p = newPod(id) // nothing is known of it, but a record may be left
+		close(p.made)
+	}
+	delete(x.pods, id)
+	return p, nil
+}
+
+// findPod returns a pod that is made.
+func (x *Executor) findPod(id string) (*pod, error) {
 	x.mu.Lock()
 	p := x.pods[id]
-	delete(x.pods, id)
 	x.mu.Unlock()
 	if p == nil {
-		p = &pod{id: id}
+		return nil, notFound("pod", id)
 	}
-	return x.dropPod(p)
+	<-p.made
+	return p, p.err
 }
 
 func (x *Executor) dropPod(p *pod) error {
@@ -122,6 +208,18 @@ func (x *Executor) dropPod(p *pod) error {
 	}
 	if err := x.mnt.unmountShm(p.id); err != nil {
 		return err
+	}
+	if p.rec.SharePID {
+		if err := endPause(p.rec.Pause); err != nil {
+			return err
+		}
+		group, err := pauseGroup(p.id, p.rec.PauseCgroup, p.rec.Systemd)
+		if err != nil {
+			return err
+		}
+		if err := group.Destroy(); err != nil {
+			return fmt.Errorf("cgroup of pause: %w", err)
+		}
 	}
 	return remove(x.files.pod(p.id))
 }
@@ -142,16 +240,25 @@ func (x *Executor) adoptPods(held map[string][]int) error {
 			klog.ErrorS(err, "pod's record cannot be read and is left alone", "pod", e.Name())
 			continue
 		}
-		p := &pod{id: rec.ID, shm: rec.ShmSize > 0, ns: make(map[string]int)}
+		p := newPod(rec.ID)
+		p.rec = rec
+		close(p.made)
 		fds, ok := held[podName(rec.ID)]
+		if !ok && isAlive(rec.Pause) {
+			// Both processes died. Its end would be that of all containers.
+			p.partial = true
+			x.pods[p.id] = p
+			continue
+		}
 		if !ok || len(fds) != len(rec.Namespaces) {
 			// Never finished, or both processes died: berth makes it again.
-			for _, fd := range fds {
-				unix.Close(fd)
+			for i, fd := range fds {
+				p.ns[strconv.Itoa(i)] = fd // to be closed
 			}
 			if err := x.dropPod(p); err != nil {
-				return fmt.Errorf("pod %s: %w", rec.ID, err)
+				klog.ErrorS(err, "remains of a pod", "pod", rec.ID)
 			}
+			delete(held, podName(rec.ID)) // closed
 			continue
 		}
 		for i, kind := range rec.Namespaces {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/berth-cri/berth/oci/keeper"
 	"github.com/berth-cri/berth/oci/wire"
 )
 
@@ -165,6 +166,12 @@ func (v *conversation) answer(m *wire.Message, value any, err error) error {
 func (v *conversation) request(ctx context.Context, m *wire.Message) {
 	defer m.Close()
 	value, err := v.handle(ctx, m)
+	if errors.Is(err, keeper.ErrLost) {
+		// This process is about to become the keeper. Without an answer the client asks
+		// the next executor, which knows what has become of it.
+		<-ctx.Done()
+		return
+	}
 	v.mu.Lock()
 	v.waiting[m.ID]()
 	delete(v.waiting, m.ID)

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,10 +64,17 @@ type Client struct {
 	lost chan struct{}
 
 	mu     sync.Mutex
-	names  map[string][]int        // +checklocks:mu
-	oks    map[string][]chan error // +checklocks:mu
-	gones  []chan error            // +checklocks:mu in the order of the dels
-	isLost bool                    // +checklocks:mu
+	names  map[string][]int  // +checklocks:mu
+	puts   map[string][]*put // +checklocks:mu those without an answer, in their order
+	gones  []chan error      // +checklocks:mu in the order of the dels
+	isLost bool              // +checklocks:mu
+}
+
+// put is a Put that has no answer yet.
+type put struct {
+	answer chan error
+	before []int // what the name held
+	had    bool  // it held something
 }
 
 // Open takes over descriptor fd, the socket to the keeper, and reads what is
@@ -80,7 +88,7 @@ func Open(fd int) (*Client, []Held, error) {
 		sock:  os.NewFile(uintptr(fd), "keeper"),
 		lost:  make(chan struct{}),
 		names: make(map[string][]int),
-		oks:   make(map[string][]chan error),
+		puts:  make(map[string][]*put),
 	}
 	var held []Held
 	for {
@@ -96,7 +104,7 @@ func Open(fd int) (*Client, []Held, error) {
 			return nil, nil, fmt.Errorf("what the keeper holds: unexpected message %q", text)
 		}
 		held = append(held, Held{Name: name, FDs: fds})
-		c.names[name] = fds
+		c.names[name] = slices.Clone(fds)
 	}
 	go c.answers()
 	return c, held, nil
@@ -113,31 +121,49 @@ func (c *Client) Names() int {
 }
 
 // Put has the keeper hold duplicates of fds under name, in place of what it held
-// under it, and returns once it does.
+// under it, and returns once it does. With an error the name holds what it held
+// before, unless the keeper is gone.
 //
 // Preconditions: fds stay open, under these numbers, until Delete or another Put.
 func (c *Client) Put(name string, fds ...int) error {
 	if name == "" || len(name) > MaxName || strings.ContainsAny(name, "\n\x00") || len(fds) > MaxFDs {
 		return fmt.Errorf("%q, %d descriptors: %w", name, len(fds), ErrName)
 	}
-	answer := make(chan error, 1)
+	p := &put{answer: make(chan error, 1)}
 	c.mu.Lock()
 	if c.isLost {
 		c.mu.Unlock()
 		return ErrLost
 	}
-	c.names[name] = fds
-	c.oks[name] = append(c.oks[name], answer)
+	p.before, p.had = c.names[name]
+	c.names[name] = slices.Clone(fds)
+	c.puts[name] = append(c.puts[name], p)
 	// Sent under the lock, so that answers come in the order of the lists.
 	err := c.send("put "+name, fds)
+	if err != nil {
+		c.undoLocked(name, p)
+	}
 	c.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("put %s: %w", name, err)
 	}
-	if err := c.await(answer); err != nil {
+	if err := c.await(p.answer); err != nil {
 		return fmt.Errorf("put %s: %w", name, err)
 	}
 	return nil
+}
+
+// undoLocked takes p back, which was the last Put of name: who is told that it
+// failed closes the descriptors, and Become must not hand on their numbers.
+//
+// +checklocks:c.mu
+func (c *Client) undoLocked(name string, p *put) {
+	if p.had {
+		c.names[name] = p.before
+	} else {
+		delete(c.names, name)
+	}
+	c.puts[name] = slices.DeleteFunc(c.puts[name], func(other *put) bool { return other == p })
 }
 
 // Delete has the keeper close what it holds under name, and returns once it has.
@@ -269,6 +295,11 @@ func (c *Client) answers() {
 		c.mu.Lock()
 		if err != nil {
 			c.isLost = true
+			for name, list := range c.puts {
+				for _, p := range slices.Backward(slices.Clone(list)) {
+					c.undoLocked(name, p)
+				}
+			}
 			close(c.lost)
 			c.mu.Unlock()
 			return
@@ -276,10 +307,16 @@ func (c *Client) answers() {
 		verb, name, _ := strings.Cut(text, " ")
 		switch verb {
 		case "ok":
-			c.answerLocked(name, nil)
+			// One answer for several that the keeper found together.
+			for _, p := range c.puts[name] {
+				p.answer <- nil
+			}
+			delete(c.puts, name)
 		case "no":
-			delete(c.names, name)
-			c.answerLocked(name, ErrRefused)
+			for _, p := range slices.Backward(slices.Clone(c.puts[name])) {
+				c.undoLocked(name, p)
+				p.answer <- ErrRefused
+			}
 		case "gone":
 			if len(c.gones) > 0 {
 				c.gones[0] <- nil
@@ -290,32 +327,23 @@ func (c *Client) answers() {
 	}
 }
 
-// answerLocked answers every Put of name: the keeper says one "ok" for several
-// that it found together.
-//
-// +checklocks:c.mu
-func (c *Client) answerLocked(name string, err error) {
-	for _, answer := range c.oks[name] {
-		answer <- err
-	}
-	delete(c.oks, name)
-}
-
 func (c *Client) receive() (string, []int, error) {
 	rc, err := c.sock.SyscallConn()
 	if err != nil {
 		return "", nil, err
 	}
 	var (
-		buf     [MaxName + 64]byte
-		oob     [256]byte
-		n, oobn int
-		rerr    error
+		buf  [MaxName + 64]byte
+		oob  [256]byte
+		rerr error
+
+		n, oobn, flags int
 	)
 	err = rc.Read(func(fd uintptr) bool {
 		for {
-			n, oobn, _, _, rerr = unix.Recvmsg(int(fd), buf[:], oob[:], unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-			if !errors.Is(rerr, unix.EINTR) {
+			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), buf[:], oob[:], unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+			// ECONNRESET comes once, before what is queued, if the keeper died with ours unread.
+			if !errors.Is(rerr, unix.EINTR) && !errors.Is(rerr, unix.ECONNRESET) {
 				return !errors.Is(rerr, unix.EAGAIN)
 			}
 		}
@@ -325,6 +353,10 @@ func (c *Client) receive() (string, []int, error) {
 	}
 	if n == 0 {
 		return "", nil, ErrLost
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		// To go on would be to let go of what had no room. The next start may have it.
+		return "", nil, fmt.Errorf("descriptors of %q: %w", buf[:n], unix.EMFILE)
 	}
 	var fds []int
 	if oobn > 0 {

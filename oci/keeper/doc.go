@@ -20,6 +20,9 @@
 //     name ending in "/PID-START", before it reaps it. A file that cannot be
 //     written leaves the zombie in place: it is the only copy of the exit status.
 //   - It replaces itself by execve, which keeps its pid and so its children.
+//   - At its first start it joins a cgroup of its own, whose cgroup.procs files it
+//     is given as descriptors (BERTH_KEEPER_JOIN says how many, from 3 on): a
+//     starter's cgroup may be killed as a whole.
 //   - SIGTERM, and the message "quit", end the executor and then the keeper; the
 //     containers are left alone.
 //

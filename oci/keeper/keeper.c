@@ -17,6 +17,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -49,6 +50,7 @@ static long long spawn_due;       // when to start, CLOCK_MONOTONIC in ms; 0: no
 static long long credit = KEEPER_CREDIT * 1000; // starts that need no waiting, in thousandths
 static long long credited_at;     // when it was last added to
 static int quitting;
+static struct rlimit files; // RLIMIT_NOFILE as it was given to us, and is to the executor
 
 static long long now_ms(void)
 {
@@ -67,7 +69,8 @@ static void say(const char *format, ...)
 	va_end(ap);
 	n = m < (int)sizeof line - n - 1 ? n + m : (int)sizeof line - 2;
 	line[n++] = '\n';
-	if (write(STDERR_FILENO, line, n) < 0) {
+	struct pollfd f = { STDERR_FILENO, POLLOUT, 0 };
+	if (poll(&f, 1, 0) == 1 && write(STDERR_FILENO, line, n) < 0) { // not at the price of waiting for a reader
 	}
 }
 
@@ -143,7 +146,7 @@ static int tell(const char *text, int nfds, const int *fds)
 {
 	if (sock < 0)
 		return -1;
-	char control[CMSG_SPACE(KEEPER_MAX_FDS * sizeof(int))];
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(KEEPER_MAX_FDS * sizeof(int))];
 	struct iovec v = { (void *)text, strlen(text) };
 	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1 };
 	if (nfds) {
@@ -223,6 +226,7 @@ static void spawn(void)
 			_exit(126);
 		if (m < 0 || dup2(m, 4) < 0)
 			close(4);
+		setrlimit(RLIMIT_NOFILE, &files);
 		sigset_t none;
 		sigemptyset(&none);
 		sigprocmask(SIG_SETMASK, &none, NULL);
@@ -321,25 +325,38 @@ static int write_exit(const char *key, const siginfo_t *si)
 		return -1;
 	int ok = write(f, b, n) == n && fsync(f) == 0;
 	if (close(f) < 0 || !ok || rename(tmp, path) < 0) {
+		int why = errno;
 		unlink(tmp);
+		errno = why;
 		return -1;
 	}
 	return 0;
 }
 
+static void receive(void);
+
 // reap takes every zombie of ours. It returns -1 when one must stay for now.
 static int reap(void)
 {
+	static pid_t told; // the one of which it was said that it must stay
 	for (;;) {
 		siginfo_t si;
 		si.si_pid = 0;
-		if (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) < 0 || !si.si_pid)
+		// The executor first: a zombie that must stay would hide that it has ended.
+		if (executor && waitid(P_PID, executor, &si, WEXITED | WNOHANG | WNOWAIT) < 0)
 			return 0;
+		if (!si.si_pid && (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) < 0 || !si.si_pid))
+			return 0;
+		// It may have ended just now, and its last words been sent just before.
+		receive();
 		if (si.si_pid != executor) {
 			char key[64];
-			snprintf(key, sizeof key, "%d-%llu", si.si_pid, start_time(si.si_pid));
-			if (registered(key) && write_exit(key, &si) < 0) {
-				say("exit file %s: %s; it stays a zombie until this works", key, strerror(errno));
+			unsigned long long start = start_time(si.si_pid);
+			snprintf(key, sizeof key, "%d-%llu", si.si_pid, start);
+			if (!start || (registered(key) && write_exit(key, &si) < 0)) {
+				if (told != si.si_pid)
+					say("exit file %s: %s; it stays a zombie until this works", key, strerror(errno));
+				told = si.si_pid;
 				return -1;
 			}
 		}
@@ -393,6 +410,14 @@ static void all_cloexec(int on)
 			cloexec(names[i].fds[j], on);
 }
 
+// raise_limit makes room for the descriptors of as many containers as the node
+// may have: a shell's and systemd's default is 1,024, which is that of 200.
+static void raise_limit(void)
+{
+	struct rlimit most = { files.rlim_max, files.rlim_max };
+	setrlimit(RLIMIT_NOFILE, &most);
+}
+
 // replace becomes the binary at path by execve: the same process, so still the
 // parent of its children. On failure it goes on as it was.
 static void replace(const char *path)
@@ -406,9 +431,11 @@ static void replace(const char *path)
 	char number[16];
 	snprintf(number, sizeof number, "%d", m);
 	all_cloexec(0);
+	setrlimit(RLIMIT_NOFILE, &files);
 	char *argv[] = { "berth-executor", "keeper", (char *)state_dir, executor_path, number, NULL };
 	execv(path, argv);
 	say("%s: %s; going on as before", path, strerror(errno));
+	raise_limit();
 	all_cloexec(1);
 	close(m);
 }
@@ -465,7 +492,8 @@ static void quit(void)
 
 // ---- messages ----
 
-static void message(char *b, int nfds, int *fds)
+// cut says that some of the descriptors had no room in this process.
+static void message(char *b, int nfds, int *fds, int cut)
 {
 	char line[KEEPER_MAX_NAME + 16];
 	char *arg = strchr(b, ' ');
@@ -473,7 +501,7 @@ static void message(char *b, int nfds, int *fds)
 		*arg++ = 0;
 	else
 		arg = b + strlen(b);
-	if (!strcmp(b, "put")) {
+	if (!strcmp(b, "put") && !cut) {
 		struct name *n = add(arg, nfds, fds);
 		if (!n) {
 			snprintf(line, sizeof line, "no %s", arg);
@@ -488,7 +516,10 @@ static void message(char *b, int nfds, int *fds)
 	}
 	for (int i = 0; i < nfds; i++)
 		close(fds[i]);
-	if (!strcmp(b, "del")) {
+	if (!strcmp(b, "put")) {
+		snprintf(line, sizeof line, "no %s", arg);
+		tell(line, 0, NULL);
+	} else if (!strcmp(b, "del")) {
 		drop(arg);
 		if (tell("gone", 0, NULL) < 0)
 			gone_pending++;
@@ -504,16 +535,18 @@ static void message(char *b, int nfds, int *fds)
 	}
 }
 
-// receive handles all that the executor has sent. It must come before reap: a
-// name that was sent before the executor died counts for its orphans.
+// receive handles all that the executor has sent. A name that was sent before it
+// died counts for its orphans.
 static void receive(void)
 {
 	while (sock >= 0) {
-		char b[PATH_MAX + 16], control[CMSG_SPACE(KEEPER_MAX_FDS * sizeof(int))];
+		char b[PATH_MAX + 16];
+		_Alignas(struct cmsghdr) char control[CMSG_SPACE(KEEPER_MAX_FDS * sizeof(int))];
 		struct iovec v = { b, sizeof b - 1 };
 		struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
 		ssize_t n = recvmsg(sock, &h, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-		if (n < 0 && errno == EINTR)
+		// ECONNRESET comes once, before what is queued, if it died with ours unread.
+		if (n < 0 && (errno == EINTR || errno == ECONNRESET))
 			continue;
 		if (n < 0)
 			return; // nothing more
@@ -531,13 +564,13 @@ static void receive(void)
 			nfds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 			memcpy(fds, CMSG_DATA(c), nfds * sizeof(int));
 		}
-		message(b, nfds, fds);
+		message(b, nfds, fds, h.msg_flags & MSG_CTRUNC);
 	}
 }
 
 // ---- life ----
 
-static void take_lock(void)
+static void take_lock(int wait)
 {
 	char path[PATH_MAX];
 	if (lockfd >= 0)
@@ -549,7 +582,7 @@ static void take_lock(void)
 	// The lock belongs to the open file, so it ends with the last keeper that holds
 	// it. An executor that became the keeper has children to look after: it waits
 	// for the dead keeper's lock, which is free at once, rather than give up.
-	if (flock(lockfd, LOCK_EX | (nnames ? 0 : LOCK_NB)) < 0)
+	if (flock(lockfd, LOCK_EX | (wait ? 0 : LOCK_NB)) < 0)
 		die("another keeper holds keeper.lock");
 }
 
@@ -566,11 +599,28 @@ static void write_pid(void)
 	rename(tmp, path);
 }
 
+// join_cgroups leaves the starter's cgroup, which may be killed as a whole or
+// limited, for one of our own: descriptors from 3 on are its cgroup.procs files.
+// Before the executor is started, so that it is born there.
+static void join_cgroups(void)
+{
+	const char *n = getenv(KEEPER_JOIN_ENV);
+	for (int fd = 3, end = fd + (n ? atoi(n) : 0); fd < end; fd++) {
+		if (write(fd, "0", 1) < 0)
+			say("own cgroup: %s", strerror(errno));
+		close(fd);
+	}
+	unsetenv(KEEPER_JOIN_ENV);
+}
+
 static void run(int statefd)
 {
 	char path[PATH_MAX];
 	prctl(PR_SET_NAME, "berth-keeper");
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+	signal(SIGCHLD, SIG_DFL); // ignored, as some parents leave it, it would reap by itself
+	getrlimit(RLIMIT_NOFILE, &files);
+	raise_limit();
 	sigset_t s;
 	sigemptyset(&s);
 	sigaddset(&s, SIGCHLD);
@@ -588,7 +638,9 @@ static void run(int statefd)
 	next_have = -1;
 	if (statefd >= 0)
 		recover(statefd);
-	take_lock();
+	else
+		join_cgroups();
+	take_lock(statefd >= 0);
 	write_pid();
 
 	int stuck = reap(); // signals of before an execve are lost: look once

@@ -8,6 +8,9 @@
 #define KEEPER_MAX_NAME 255
 #define KEEPER_CREDIT 100
 
+// How many descriptors from 3 on are cgroup.procs files that the keeper joins.
+#define KEEPER_JOIN_ENV "BERTH_KEEPER_JOIN"
+
 // The name under which the executor's mount namespace is held; the next executor
 // gets it as descriptor 4, since it must enter it before Go starts.
 #define KEEPER_MNT_NAME "mnt"

@@ -126,7 +126,12 @@ type Targets struct {
 type PodCreate struct {
 	ID         string
 	ShmSize    int64    // bytes of /dev/shm; 0: none is made
-	Namespaces []string // "ipc", "uts", "net", "pid", "user": one descriptor each, in this order
+	Namespaces []string // "ipc", "uts", "net", "user": one descriptor each, in this order
+	// SharePID makes a PID namespace for all containers, whose first process is the
+	// executor's own and sits in a cgroup at PauseCgroup, as in a spec's CgroupsPath.
+	SharePID    bool
+	PauseCgroup string
+	Systemd     bool // the driver that PauseCgroup is for
 }
 
 // Create makes a container: its root file system mounted, its process waiting to

@@ -24,8 +24,10 @@ func main() {
 		verb, args = args[0], args[1:]
 	}
 	verbs := map[string]func([]string){
-		"sleep": sleep, "exit": exit, "lines": lines, "cat": cat, "echo": echo, "sh": sh,
+		"peek": peek, "sleep": sleep, "exit": exit, "lines": lines, "cat": cat, "echo": echo, "sh": sh,
+		"who": who, "flood": flood, "long": long, "raw": raw, "winch": winch, "tree": tree, "survivor": survivor, "blocks": blocks,
 		"eat": eat, "term": term, "hup": hup, "fork": fork, "size": size, "ls": ls, "mount": mount, "write": write,
+		"ipc": ipc, "hostname": hostname, "show": show, "volume": volume,
 	}
 	fn, ok := verbs[verb]
 	if !ok {
@@ -128,13 +130,14 @@ func sh([]string) {
 	}
 }
 
-// eat MEGABYTES [child]: uses memory, in a child process if it says so.
+// eat MEGABYTES [child CODE]: uses memory; in a child process if it says so, and
+// then exits with CODE.
 func eat(args []string) {
-	if len(args) > 1 {
+	if len(args) > 2 {
 		c := exec.Command("/guest", "eat", args[0])
 		err := c.Run()
 		fmt.Println("child", err)
-		os.Exit(1)
+		os.Exit(number(args[2]))
 	}
 	var held [][]byte
 	for range number(args[0]) {
@@ -230,5 +233,24 @@ func write(args []string) {
 	if err := os.WriteFile(args[0], []byte(args[1]), 0o644); err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
+	}
+}
+
+// peek DIR: tries to look into what is open, the root, the environment, the program,
+// the working directory and the memory of a process.
+func peek(args []string) {
+	for _, name := range []string{"fd", "root/.", "cwd/."} {
+		entries, err := os.ReadDir(args[0] + "/" + name)
+		if err != nil || len(entries) > 0 {
+			fmt.Println(name, len(entries), err)
+		}
+	}
+	for _, name := range []string{"environ", "maps"} {
+		if _, err := os.ReadFile(args[0] + "/" + name); err != nil {
+			fmt.Println(name, err)
+		}
+	}
+	if _, err := os.Readlink(args[0] + "/exe"); err != nil {
+		fmt.Println("exe", err)
 	}
 }
