@@ -30,6 +30,7 @@ type container struct {
 	acked bool                 // +checklocks:mu the exit was acknowledged
 	execs map[string]*execProc // +checklocks:mu
 
+	made   chan struct{} // closed when create has come to its end, whichever
 	tail   *tail         // set once, before the container is seen by others
 	exited chan struct{} // closed when exit is set
 	over   chan struct{} // closed when all that follows an exit is done
@@ -51,7 +52,7 @@ type execProc struct {
 func newContainer(id string) *container {
 	return &container{
 		id: id, state: wire.Creating, pidfd: -1, stdin: -1, out: [2]int{-1, -1},
-		execs: make(map[string]*execProc), exited: make(chan struct{}), over: make(chan struct{}),
+		made: make(chan struct{}), execs: make(map[string]*execProc), exited: make(chan struct{}), over: make(chan struct{}),
 	}
 }
 

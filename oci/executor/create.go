@@ -63,6 +63,7 @@ func (x *Executor) create(req *wire.Create) (wire.Created, error) {
 	c.tail = newTail(x.pump, c.id, x.files.in(c.id, "tail"), req.LogMax)
 	c.op.Lock()
 	defer c.op.Unlock()
+	defer close(c.made)
 	x.mu.Lock()
 	if x.containers[c.id] != nil {
 		x.mu.Unlock()
@@ -326,12 +327,8 @@ func (x *Executor) start(id string) error {
 	if state != wire.IsCreated {
 		return badState(id, state, "only a created container can be started")
 	}
-	lc, err := libcontainer.Load(x.files.libcontainer(), id)
-	if err != nil {
-		return fmt.Errorf("libcontainer: %w", err)
-	}
-	if err := lc.Exec(); err != nil {
-		return err
+	if err := x.openStart(c); err != nil {
+		return fmt.Errorf("start %s: %w", id, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -339,4 +336,41 @@ func (x *Executor) start(id string) error {
 		c.state = wire.Running
 	}
 	return nil
+}
+
+// openStart lets init go on to the container's program: it waits until somebody
+// opens the other end of a FIFO, and writes a byte before it executes the program.
+// libcontainer's own Container.Exec leaves a thread behind that waits for ever when
+// init has died meanwhile.
+func (x *Executor) openStart(c *container) error {
+	c.mu.Lock()
+	pidfd, err := unix.FcntlInt(uintptr(c.pidfd), unix.F_DUPFD_CLOEXEC, 5)
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("pidfd: %w", err)
+	}
+	defer unix.Close(pidfd)
+	path := x.files.execFIFO(c.id)
+	fifo, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fifo)
+	for {
+		fds := []unix.PollFd{{Fd: int32(fifo), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		// First the byte: the program may have ended by now as well.
+		var b [1]byte
+		n, err := unix.Read(fifo, b[:])
+		switch {
+		case n == 1:
+			return remove(path)
+		case n == 0 && fds[1].Revents != 0:
+			return errors.New("its process has ended before it was started")
+		case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
+			return &os.PathError{Op: "read", Path: path, Err: err}
+		}
+	}
 }

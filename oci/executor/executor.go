@@ -43,6 +43,8 @@ type Executor struct {
 	pods       map[string]*pod       // +checklocks:mu
 	watchers   map[*watcher]bool     // +checklocks:mu
 
+	unread map[string]string // containers whose record cannot be read, with their name in the keeper; set at the start
+
 	attached atomic.Int64
 	panics   atomic.Uint64
 }
@@ -101,6 +103,7 @@ func open(cfg Config) (*Executor, []keeper.Held, error) {
 		containers: make(map[string]*container),
 		pods:       make(map[string]*pod),
 		watchers:   make(map[*watcher]bool),
+		unread:     make(map[string]string),
 	}
 	var (
 		held []keeper.Held

@@ -47,12 +47,7 @@ func (x *Executor) ended(c *container) {
 
 	// What it wrote before it ended is in the pipe now. It belongs into the log
 	// before anybody is told of the end, but a log on a dead disk must not hide it.
-	caughtUp := make(chan struct{})
-	go func() {
-		c.tail.catchUp()
-		close(caughtUp)
-	}()
-	waitAtMost(caughtUp, drainTime)
+	c.tail.catchUpWithin(drainTime)
 
 	c.mu.Lock()
 	c.state, c.exit = wire.Exited, exit
@@ -71,7 +66,7 @@ func (x *Executor) afterEnd(c *container) {
 	if err := x.killGroup(ctx, c); err != nil {
 		klog.ErrorS(err, "processes of an ended container are left", "container", c.id)
 	}
-	c.tail.catchUp() // what the killed ones wrote; and a pipe nobody has open is at its end
+	c.tail.catchUpWithin(drainTime) // what the killed ones wrote; and a pipe nobody has open is at its end
 	waitAtMost(c.tail.drained, drainTime)
 	if c.tail.close() {
 		klog.InfoS("a process outside the container's cgroup still has its output open: what it writes is thrown away", "container", c.id)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,11 +40,18 @@ func (x *Executor) signal(id string, signal int) error {
 	return nil
 }
 
-// killAll kills every process of a container and returns once none is left.
+// killAll kills every process of a container and returns once none is left. A
+// create that is under way is ended by it, too.
 func (x *Executor) killAll(ctx context.Context, id string) error {
 	c, err := x.find(id)
 	if err != nil {
 		return err
+	}
+	if err := x.killInit(ctx, c); err != nil {
+		return err
+	}
+	if _, err := x.find(id); err != nil {
+		return nil //nolint:nilerr // its create failed of this, and was taken back
 	}
 	if err := x.signal(id, int(unix.SIGKILL)); err != nil {
 		return err
@@ -56,5 +64,25 @@ func (x *Executor) killAll(ctx context.Context, id string) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("end of %s: %w", id, ctx.Err())
+	}
+}
+
+// killInit kills what a create under way has made so far, until the create has come
+// to its end. Its process has no pidfd of ours yet, but the cgroup is known.
+func (x *Executor) killInit(ctx context.Context, c *container) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		t := time.NewTimer(wait)
+		select {
+		case <-c.made:
+			t.Stop()
+			return nil
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("create of %s is under way: %w", c.id, ctx.Err())
+		case <-t.C: // it may have come into its cgroup only now
+		}
+		if err := x.killGroup(ctx, c); err != nil {
+			return err
+		}
 	}
 }

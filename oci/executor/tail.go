@@ -244,6 +244,16 @@ func (t *tail) hurry() {
 	t.drainedLocked()
 }
 
+// catchUpWithin is catchUp, but does not wait for a dead disk longer than d.
+func (t *tail) catchUpWithin(d time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		t.catchUp()
+		close(done)
+	}()
+	waitAtMost(done, d)
+}
+
 // catchUp moves all that was written before it was called: no pipe holds more
 // than 1 MiB, so a process that goes on writing does not keep it for ever.
 func (t *tail) catchUp() {
