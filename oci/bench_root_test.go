@@ -6,7 +6,6 @@
 package oci_test
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -29,7 +28,7 @@ func BenchmarkLife(b *testing.B) {
 			inParallel(b, parallel, func() {
 				id := fmt.Sprintf("b%d", n.Add(1))
 				r.container(id, []string{"sleep"})
-				ctx := context.Background()
+				ctx := b.Context()
 				if err := r.KillAll(ctx, id); err != nil {
 					b.Error(err)
 				}
@@ -48,7 +47,7 @@ func BenchmarkCreateStart(b *testing.B) {
 		id := fmt.Sprintf("b%d", n)
 		r.container(id, []string{"sleep"})
 		b.StopTimer()
-		ctx := context.Background()
+		ctx := b.Context()
 		if err := r.KillAll(ctx, id); err != nil {
 			b.Error(err)
 		}
@@ -68,7 +67,7 @@ func BenchmarkExec(b *testing.B) {
 			var n atomic.Int64
 			inParallel(b, parallel, func() {
 				x := "x" + strconv.FormatInt(n.Add(1), 10)
-				_, err := r.Exec(context.Background(), wire.Exec{ID: "c", Exec: x, Process: &specs.Process{Args: []string{"/guest", "exit", "0"}, Cwd: "/"}}, nil)
+				_, err := r.Exec(b.Context(), wire.Exec{ID: "c", Exec: x, Process: &specs.Process{Args: []string{"/guest", "exit", "0"}, Cwd: "/"}}, nil)
 				if err != nil {
 					b.Error(err)
 				}

@@ -57,7 +57,7 @@ func TestKill(t *testing.T) {
 			created := r.writers(tt.containers, tt.rate, tt.fast)
 			var took []time.Duration
 			for n := range tt.kills {
-				time.Sleep(time.Duration(5+rand.IntN(40)) * time.Millisecond) // at a moment that nobody chose
+				time.Sleep(time.Duration(5+rand.IntN(40)) * time.Millisecond) //nolint:forbidigo // a moment that nobody chose
 				v := tt.victim
 				if v == killEither {
 					v = victim(n % 2)
@@ -94,7 +94,7 @@ func (r *rig) waitKeeper(was int) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("executor %d does not become the keeper (it is %d)\n%s", was, r.keeperPID(), r.said())
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) //nolint:forbidigo // the file is replaced by another process, at a time of its own
 	}
 }
 

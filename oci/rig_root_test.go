@@ -441,6 +441,6 @@ func (r *rig) waitLog(id, text string) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("log of %s has no %q:\n%.2000s\n%s", id, text, b, r.said())
 		}
-		time.Sleep(2 * time.Millisecond) // a file that grows has no event that works everywhere
+		time.Sleep(2 * time.Millisecond) //nolint:forbidigo // a file that grows has no event that works everywhere
 	}
 }

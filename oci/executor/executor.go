@@ -5,7 +5,6 @@ package executor
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -30,7 +29,7 @@ type Executor struct {
 	boot    string // this executor's own name: changes with each start
 	began   time.Time
 
-	keeper *keeper.Client
+	keeper holder
 	mnt    *mountNS
 	poller *poller
 	pump   *pump
@@ -77,9 +76,8 @@ func Run(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := x.adopt(held); errors.Is(err, keeper.ErrLost) {
-		x.mindKeeper() // and the next one adopts: to end here would leave nobody
-	} else if err != nil {
+	go x.mindKeeper() // first: a keeper may die while we take over, and to end then would leave nobody
+	if err := x.adopt(held); err != nil {
 		return err
 	}
 	klog.InfoS("executor serves", "pid", os.Getpid(), "build", x.version, "containers", len(x.containers), "took", time.Since(x.began))
@@ -89,7 +87,6 @@ func Run(cfg Config) error {
 			os.Exit(1) // the keeper starts the next
 		}
 	}()
-	go x.mindKeeper()
 	return x.serve()
 }
 
@@ -109,7 +106,7 @@ func open(cfg Config) (*Executor, []keeper.Held, error) {
 		held []keeper.Held
 		err  error
 	)
-	if x.keeper, held, err = keeper.Open(3); err != nil {
+	if x.keeper.Client, held, err = keeper.Open(3); err != nil {
 		return nil, nil, err
 	}
 	if err = x.files.makeFolders(); err != nil {
@@ -146,7 +143,7 @@ func (x *Executor) mindKeeper() {
 		// Only for want of memory, or a binary that is broken. The containers are still
 		// ours, and all goes on but the safety against our own death.
 		klog.ErrorS(err, "keeper is gone, and this executor could not take its place; it tries again")
-		time.Sleep(wait)
+		time.Sleep(wait) //nolint:forbidigo // there is no event for memory that is free again
 	}
 }
 

@@ -113,7 +113,7 @@ func (x *Executor) settle(path string, pidfd int, process wire.Created, exit *wi
 			break
 		}
 		klog.ErrorS(err, "exit file cannot be written; the process stays a zombie until it can", "path", path)
-		time.Sleep(wait)
+		time.Sleep(wait) //nolint:forbidigo // there is no event for a tmpfs that has room again
 	}
 	if err := reap(pidfd); err != nil && !errors.Is(err, unix.ECHILD) {
 		klog.ErrorS(err, "reap", "pid", process.PID)

@@ -4,11 +4,13 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-cri/berth/oci/keeper"
 	"github.com/berth-cri/berth/oci/wire"
 )
 
@@ -37,6 +39,23 @@ const (
 func pumpName(n int) string        { return fmt.Sprintf("pump/%d", n) }
 func stdinName(id string) string   { return "in/" + id }
 func execName(r execRecord) string { return "x/" + r.ID + "/" + r.Exec + "/" + key(r.Process) }
+
+// holder is the keeper as operations see it. When the keeper is gone they stop
+// where they stand, as if this executor had been killed: it is about to become
+// the keeper, and the next executor goes on from there. To take back what was
+// begun would only race with that, and an error would be told to a client that
+// has nothing to do with it.
+type holder struct{ *keeper.Client }
+
+func (h holder) Put(name string, fds ...int) error { return untilReplaced(h.Client.Put(name, fds...)) }
+func (h holder) Delete(name string) error          { return untilReplaced(h.Client.Delete(name)) }
+
+func untilReplaced(err error) error {
+	if errors.Is(err, keeper.ErrLost) {
+		select {} // mindKeeper execs, however often it has to try
+	}
+	return err
+}
 
 // hold has the keeper hold a container's descriptors, log being the log file's.
 // A descriptor in the list stays open until release, whatever became of it: the

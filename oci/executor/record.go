@@ -81,7 +81,8 @@ func (f files) execs(id string) string       { return filepath.Join(f.state, "c"
 func (f files) exec(id, exec string) string  { return filepath.Join(f.state, "c", id, "x", exec) }
 func (f files) journal(n int) string         { return filepath.Join(f.state, "log", strconv.Itoa(n)) }
 func (f files) keeperExit(key string) string { return filepath.Join(f.state, "exit", key) }
-func (f files) execFIFO(id string) string    { return filepath.Join(f.state, "lc", id, "exec.fifo") }
+func (f files) execFIFO(id string) string { return filepath.Join(f.state, "lc", id, "exec.fifo") }
+
 func (f files) exit(id, exec string) string {
 	if exec == "" {
 		return f.in(id, "exit")
@@ -120,7 +121,7 @@ func write(path string, v any) error {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {
-		os.Remove(tmp)
+		_ = os.Remove(tmp)
 	}
 	return err
 }

@@ -393,7 +393,7 @@ func idOf(fd int) (fileID, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fileID{}, fmt.Errorf("fstat: %w", err)
 	}
-	return fileID{Dev: uint64(st.Dev), Ino: st.Ino}, nil
+	return fileID{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
 // findLog opens the file of a log whose descriptor was lost: the one at path, or,
