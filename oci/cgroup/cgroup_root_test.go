@@ -92,6 +92,47 @@ func TestKillForkBomb(t *testing.T) {
 	other.alive()
 }
 
+// What forks all the time is caught in one round, because it is frozen first: a bomb, which has
+// always forked again when its list has been read, and a relay, which is another process each
+// time one looks. (With one CPU a relay may be caught unfrozen, with several a bomb.)
+func TestOneRoundIsEnough(t *testing.T) {
+	once, cancel := context.WithCancel(t.Context())
+	cancel() // so that there is no second round
+	for name, begin := range map[string]func(*testing.T, cgroup.Group) *victim{
+		"bomb": func(t *testing.T, g cgroup.Group) *victim { return explode(t, g) },
+		"relay": func(t *testing.T, g cgroup.Group) *victim {
+			v := inside(t, g, "relay")
+			v.hears("running")
+			return v
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			for range 5 {
+				g := l.group("c")
+				put(t, dir(g, "pids")+"/pids.max", "64")
+				v := begin(t, g)
+				kill := g.Kill
+				if g.Version() == cgroup.V2 {
+					kill = g.KillByFreezing
+				}
+				if err := kill(once); err != nil && !errors.Is(err, context.Canceled) {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				if err := g.Empty(ctx); err != nil {
+					t.Fatal(err)
+				}
+				cancel()
+				v.killed()
+				if err := g.Remove(bounded(t)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // The way of v2 kernels that have no cgroup.kill.
 func TestKillForkBombByFreezing(t *testing.T) {
 	l := newLab(t)
@@ -313,6 +354,22 @@ func TestSubOfThreadedDomain(t *testing.T) {
 	init.killed()
 }
 
+// A group that is threaded itself lists no processes: to say that none is left would be wrong.
+func TestKillRefusesAThreadedGroup(t *testing.T) {
+	l := newLab(t)
+	l.only(cgroup.V2)
+	pod := l.group("pod")
+	g := l.group("pod/c")
+	put(t, dir(g, "")+"/cgroup.type", "threaded")
+	v := holding(t, pod)
+	put(t, dir(g, "")+"/cgroup.threads", strconv.Itoa(v.pid()))
+	if err := g.Kill(bounded(t)); !errors.Is(err, cgroup.ErrThreaded) {
+		t.Errorf("%v", err)
+	}
+	mustKill(t, pod)
+	v.killed()
+}
+
 func TestEmptyWaits(t *testing.T) {
 	l := newLab(t)
 	g := l.group("c")
@@ -364,7 +421,6 @@ func TestRemoveWaits(t *testing.T) {
 	g := l.group("c")
 	below := l.group("c/a")
 	l.group("c/a/b")
-	l.group("c/z")
 	v := holding(t, below)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
@@ -374,8 +430,13 @@ func TestRemoveWaits(t *testing.T) {
 	if !ok || !errors.Is(err, context.DeadlineExceeded) || len(remain.Processes) != 1 || remain.Processes[0].PID != v.pid() {
 		t.Fatalf("%#v", err)
 	}
+	z := l.group("c/z")
 	done := make(chan error, 1)
 	go func() { done <- g.Remove(bounded(t)) }()
+	eventually(t, "the first attempt, which takes what it can", func() bool {
+		_, err := os.Stat(dir(z, "memory"))
+		return err != nil
+	})
 	v.alive()
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -469,8 +530,8 @@ func TestStatsWhileRemoved(t *testing.T) {
 	}
 }
 
-// What libcontainer joins on this machine is what Host.Group names.
-func TestHostGroupIsThisProcess(t *testing.T) {
+// Host.Group leaves out no hierarchy of this machine.
+func TestHostGroupIsComplete(t *testing.T) {
 	l := newLab(t)
 	g := l.group("c")
 	v := holding(t, g)

@@ -20,8 +20,9 @@ var (
 	ErrNotMounted = errors.New("no cgroup file system")
 	// ErrNoController is returned where the file asked for belongs to a controller that the group lacks.
 	ErrNoController = errors.New("controller is not enabled for the cgroup")
-	// ErrThreaded is returned by Sub.Create below a group that was made a threaded domain: no process can join there.
-	ErrThreaded = errors.New("cgroup is a threaded domain")
+	// ErrThreaded is returned by Sub.Create below a group that was made a threaded domain, where no
+	// process can join, and by Kill of a threaded group, which has threads but no processes.
+	ErrThreaded = errors.New("cgroup is threaded")
 	// ErrBadPath refuses a path or name that is empty, relative, climbs, or that the kernel could not show.
 	ErrBadPath = errors.New("bad cgroup path")
 	// ErrDriver refuses a cgroup_parent that is written for the other cgroup driver.

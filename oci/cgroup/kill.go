@@ -24,12 +24,12 @@ const (
 // left. It signals no process of another group. A group that is gone, or empty, is a success and
 // is not written to; one that was frozen is thawed if it must be. When ctx ends first the error
 // is a *RemainError that wraps ctx's error and names who is left; one round is made even if ctx
-// has already ended. ErrRoot and ErrSelf as in the package's invariants.
+// has already ended. ErrRoot and ErrSelf as in the package's invariants; ErrThreaded for a v2 group
+// that is itself threaded, whose processes belong to the group above.
 //
 //   - v2 from Linux 5.14: cgroup.kill, which covers the subtree, catches forks under way in the
 //     kernel, and acts on frozen groups.
-//   - v2 before, or where the group is threaded: cgroup.freeze, then SIGKILL to all, then thaw,
-//     until empty.
+//   - v2 before: cgroup.freeze, then SIGKILL to all, then thaw, until empty.
 //   - v1: the same with the freezer hierarchy. A frozen fork bomb cannot outrun the reading of
 //     its pids, and dies when thawed before it returns to user mode. Then what is in the group's
 //     folders of other hierarchies only: an exec whose starter died half way through joining.
@@ -71,8 +71,8 @@ func (g Group) killV2() error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
-		// An older kernel, a threaded group, or a group that is gone, of which the next takes no notice.
+	case errors.Is(err, unix.ENOENT):
+		// An older kernel, or a group that is gone, which is empty for the other way as well.
 		return g.killFrozenV2()
 	case isGone(err):
 		return nil
@@ -85,7 +85,8 @@ func (g Group) killFrozenV2() error {
 	freeze := dir + "/cgroup.freeze"
 	// Before Linux 5.2 there is no freezer: then only the rounds catch up with forks.
 	if err := writeFile(freeze, "1"); err == nil {
-		defer writeFile(freeze, "0") // gone, or it could not be frozen either
+		// An error means that the group is gone: it could be frozen.
+		defer func() { _ = writeFile(freeze, "0") }()
 		ctx, cancel := context.WithTimeout(context.Background(), freezeWithin)
 		defer cancel()
 		if err := waitEvents(ctx, usual(), dir, "frozen", true); err != nil && ctx.Err() == nil {

@@ -10,10 +10,12 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/berth-cri/berth/hack/leak"
 )
 
 // victimEnv makes the test binary play a part instead of testing.
@@ -22,12 +24,7 @@ const victimEnv = "BERTH_CGROUP_TEST_VICTIM"
 func TestMain(m *testing.M) {
 	part, args, _ := strings.Cut(os.Getenv(victimEnv), " ")
 	if part == "" {
-		code := m.Run()
-		for _, leak := range openFiles() {
-			fmt.Fprintln(os.Stderr, "left open:", leak)
-			code = 1
-		}
-		os.Exit(code)
+		os.Exit(leak.Main(m, leak.Cgroups("berth-test-cgroup-*", "berthtestcgroup*"), leak.Descriptors(), leak.Goroutines()))
 	}
 	// Every part begins at a gate, so that the test can put the process where it wants it first.
 	in := bufio.NewReader(os.Stdin)
@@ -38,21 +35,6 @@ func TestMain(m *testing.M) {
 	}
 	gate()
 	os.Exit(play(part, args, gate))
-}
-
-// openFiles lists the descriptors that could be the package's: pidfds, and files and folders of
-// groups, but for the cpu.… files that Go's runtime keeps open.
-func openFiles() []string {
-	var found []string
-	fds, _ := os.ReadDir("/proc/self/fd")
-	for _, fd := range fds {
-		to, _ := os.Readlink("/proc/self/fd/" + fd.Name())
-		inCgroup := strings.HasPrefix(to, "/sys/fs/cgroup") && !strings.HasPrefix(filepath.Base(to), "cpu.")
-		if inCgroup || strings.Contains(to, "pidfd") || strings.HasPrefix(to, os.TempDir()+"/Test") {
-			found = append(found, to)
-		}
-	}
-	return found
 }
 
 // victim is a process of ours that a test may kill.
@@ -75,6 +57,10 @@ func start(t testing.TB, attr *syscall.SysProcAttr, part ...string) *victim {
 func startCommand(t testing.TB, cmd *exec.Cmd, part ...string) *victim {
 	t.Helper()
 	cmd.Env = append(os.Environ(), victimEnv+"="+strings.Join(part, " "))
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // for tests that end by a panic
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -90,7 +76,15 @@ func startCommand(t testing.TB, cmd *exec.Cmd, part ...string) *victim {
 	v := &victim{t, cmd, stdin, bufio.NewReader(out)}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
-		cmd.Wait()
+		reaped := make(chan struct{})
+		go func() {
+			cmd.Wait()
+			close(reaped)
+		}()
+		select {
+		case <-reaped:
+		case <-time.After(time.Second): // it is frozen, until the lab is swept
+		}
 	})
 	return v
 }

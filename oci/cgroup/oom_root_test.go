@@ -155,7 +155,7 @@ func TestSliceOfSystemd(t *testing.T) {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		t.Skip("systemd does not run here")
 	}
-	name := "berthtest" + strings.ToLower(rand.Text()[:10])
+	name := "berthtestcgroup" + strings.ToLower(rand.Text()[:10])
 	loc, err := cgroup.Systemd.Pod(name + "-pod1.slice")
 	if err != nil {
 		t.Fatal(err)
@@ -173,11 +173,11 @@ func TestSliceOfSystemd(t *testing.T) {
 	}
 	// scope starts a part in a scope of its own; systemd-run becomes the part.
 	scope := func(id string, part string) *victim {
-		c, err := cgroup.Systemd.Container(loc.Slice(), cgroup.Leaf{Prefix: "berth", ID: id})
+		c, err := cgroup.Systemd.Container(loc.Slice(), cgroup.Leaf{Prefix: name, ID: id})
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command("systemd-run", "--quiet", "--scope", "--slice="+c.Slice(), "--unit="+c.Unit(),
+		cmd := exec.Command("systemd-run", "--quiet", "--scope", "--collect", "--slice="+c.Slice(), "--unit="+c.Unit(),
 			"-p", "MemoryMax=33554432", "-p", "MemorySwapMax=0", "--", "/proc/"+strconv.Itoa(os.Getpid())+"/exe")
 		v := startCommand(t, cmd, part)
 		v.open()
@@ -202,7 +202,7 @@ func TestSliceOfSystemd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		unit := "berth-" + id + ".scope"
+		unit := name + "-" + id + ".scope"
 		if _, there := now.Scopes[unit]; !there {
 			early++
 		}

@@ -118,8 +118,8 @@ func TestAttributeAndSettle(t *testing.T) {
 	step(cgroup.SliceCounts{Slice: 9, Scopes: scopes{}}, "a", 2)                  // a's child of before, and a
 	step(cgroup.SliceCounts{Slice: 9, Scopes: scopes{}}, "f", 0, "g")             // two ended, nothing to explain
 	step(cgroup.SliceCounts{Slice: 10, Scopes: scopes{"h": 1}}, "g", 0, "i", "h") // h explains it
-	if base.Slice != 9 {
-		t.Errorf("explained %d, want 9", base.Slice)
+	if base.Slice != 9 || len(base.Scopes) != 0 {
+		t.Errorf("base at the end: %+v, want 9 explained and no scopes", base)
 	}
 }
 

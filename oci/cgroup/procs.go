@@ -18,18 +18,18 @@ import (
 const procsFile = "cgroup.procs"
 
 // readProcs lists the processes in one folder, not below it. Gone is empty. A process that is
-// not visible in our PID namespace is a 0.
-//
-// A threaded v2 folder gives EOPNOTSUPP; its processes are listed by the threaded domain above
-// it, so it counts as empty.
+// not visible in our PID namespace is a 0. ErrThreaded for a threaded v2 folder, whose processes
+// are listed by the threaded domain above it only.
 func readProcs(dir string) ([]int, error) {
 	var buf [512]byte
 	path := dir + "/" + procsFile
 	text, err := readFile(path, buf[:])
 	switch {
 	case err == nil:
-	case isGone(err), errors.Is(err, unix.EOPNOTSUPP):
+	case isGone(err):
 		return nil, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return nil, fmt.Errorf("%s: %w", dir, ErrThreaded)
 	default:
 		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
 	}
@@ -46,20 +46,24 @@ func readProcs(dir string) ([]int, error) {
 	return pids, nil
 }
 
-// treeProcs lists the processes of a folder and all below it, up to max of them.
-func treeProcs(dir string, max int) ([]int, error) {
+// treeProcs lists the processes of a folder and all below it, up to so many of them. What is threaded
+// below it is listed by a domain between.
+func treeProcs(dir string, most int) ([]int, error) {
 	dirs, err := walk(dir)
 	if err != nil {
 		return nil, err
 	}
 	var pids []int
-	for _, d := range dirs {
+	for i, d := range dirs {
 		p, err := readProcs(d)
+		if i > 0 && errors.Is(err, ErrThreaded) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		if pids = append(pids, p...); len(pids) >= max {
-			return pids[:max], nil
+		if pids = append(pids, p...); len(pids) >= most {
+			return pids[:most], nil
 		}
 	}
 	return pids, nil
@@ -133,8 +137,11 @@ func killTree(dir string) (int, error) {
 		return 0, err
 	}
 	total := 0
-	for _, d := range dirs {
+	for i, d := range dirs {
 		n, err := killProcs(d)
+		if i > 0 && errors.Is(err, ErrThreaded) {
+			continue
+		}
 		total += n
 		if err != nil {
 			return total, err
@@ -144,8 +151,8 @@ func killTree(dir string) (int, error) {
 }
 
 // guard refuses what must never be killed or removed, and tells whether there is anything to do:
-// the processes that are in the group now, at most max.
-func (g Group) guard(max int) ([]int, error) {
+// the processes that are in the group now, at most so many.
+func (g Group) guard(most int) ([]int, error) {
 	if g.version == 0 {
 		return nil, errZero
 	}
@@ -167,7 +174,7 @@ func (g Group) guard(max int) ([]int, error) {
 	}
 	slices.Sort(all)
 	all = slices.Compact(all)
-	return all[:min(max, len(all))], nil
+	return all[:min(most, len(all))], nil
 }
 
 // refuseRoot knows a hierarchy's root by its files: of v1 only the root has a release_agent, of

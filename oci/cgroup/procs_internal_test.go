@@ -29,10 +29,17 @@ func TestKillSparesWhoIsNotListedAgain(t *testing.T) {
 	if err := os.WriteFile(dir+"/"+procsFile, []byte("1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := killSome(dir, []int{cmd.Process.Pid}); err != nil {
+	ended := exec.Command("/bin/true")
+	if err := ended.Run(); err != nil {
 		t.Fatal(err)
 	}
-	stdin.Write([]byte("\n"))
+	// One that is no more, nor an error, comes first.
+	if err := killSome(dir, []int{ended.Process.Pid, cmd.Process.Pid}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stdin.Write([]byte("\n")); err != nil {
+		t.Error(err)
+	}
 	cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 7 {
 		t.Errorf("the bystander ended with %v", cmd.ProcessState)
@@ -58,7 +65,7 @@ func TestKillHoldsFewDescriptors(t *testing.T) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
 		t.Fatal(err)
 	}
-	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old)
+	defer func() { _ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old) }()
 	// One process stands for many.
 	const many = 3*killBatch + 1
 	dir := t.TempDir()

@@ -23,11 +23,15 @@ func TestSub(t *testing.T) {
 	}{
 		"v1": {
 			fromPaths(t, map[string]string{"freezer": root + "/freezer/x", "memory": root + "/memory/x", "": root + "/uni/x"}),
-			root + "/freezer/x/exec-1", map[string]string{"freezer": root + "/freezer/x/exec-1"}, map[string]string{"freezer": "exec-1"},
+			root + "/freezer/x/exec-1",
+			map[string]string{"freezer": root + "/freezer/x/exec-1"},
+			map[string]string{"freezer": "exec-1"},
 		},
 		"v2": {
 			v2(t, root+"/uni/x"),
-			root + "/uni/x/exec-1", map[string]string{"": root + "/uni/x/exec-1"}, map[string]string{"": "exec-1"},
+			root + "/uni/x/exec-1",
+			map[string]string{"": root + "/uni/x/exec-1"},
+			map[string]string{"": "exec-1"},
 		},
 	}
 	for name, tt := range tests {

@@ -168,15 +168,21 @@ func waitFile(ctx context.Context, l looks, f *os.File, ready func(fd int) bool)
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() {
+		_ = f.SetReadDeadline(time.Unix(1, 0)) // fails if it is not watched, and then sleep ends
+	})
 	defer stop()
 	for look := l.first; ; look = min(2*look, l.last) {
 		watched := f.SetReadDeadline(time.Now().Add(look)) == nil
 		// After setting the deadline: if ctx ends from here on, AfterFunc's deadline replaces ours.
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		done := false
+		if ctx.Err() != nil {
+			// One look in any case: what is there already is not refused for the lack of time.
+			if err := raw.Control(func(fd uintptr) { done = ready(int(fd)) }); err != nil || done {
+				return err
+			}
+			return ctx.Err()
+		}
 		if watched {
 			err = raw.Read(func(fd uintptr) bool {
 				done = ready(int(fd))
@@ -185,7 +191,7 @@ func waitFile(ctx context.Context, l looks, f *os.File, ready func(fd int) bool)
 		} else { // a file that cannot be polled, such as a plain one
 			err = raw.Control(func(fd uintptr) { done = ready(int(fd)) })
 			if err == nil && !done {
-				err = sleep(ctx, min(look, 10*time.Millisecond))
+				err = sleep(ctx, look)
 			}
 		}
 		switch {
