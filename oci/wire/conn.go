@@ -115,7 +115,7 @@ type Conn struct {
 
 // NewConn takes over f, a connected SOCK_SEQPACKET unix socket.
 func NewConn(f *os.File) (*Conn, error) {
-	defer f.Close() // also where it fails: the caller has given it away
+	defer f.Close()   // also where it fails: the caller has given it away
 	fd := int(f.Fd()) // also makes it blocking, which is undone at once
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("set non-blocking: %w", err)
@@ -165,7 +165,8 @@ func (c *Conn) Peer() (*unix.Ucred, error) {
 	return cred, err
 }
 
-// Close ends the connection; a Recv under way returns an error.
+// Close ends the connection: Send and Recv, also those under way, return
+// os.ErrClosed.
 func (c *Conn) Close() error { return c.f.Close() }
 
 // number returns f's descriptor and, unlike File.Fd, leaves its blocking mode as
@@ -176,8 +177,10 @@ func number(f *os.File) (int, error) {
 		return -1, err
 	}
 	n := -1
-	err = rc.Control(func(fd uintptr) { n = int(fd) })
-	return n, err
+	if err := rc.Control(func(fd uintptr) { n = int(fd) }); err != nil {
+		return -1, closedOr(f, err)
+	}
+	return n, nil
 }
 
 func (c *Conn) control(fn func(fd int) error) error {
@@ -187,12 +190,23 @@ func (c *Conn) control(fn func(fd int) error) error {
 	}
 	var ferr error
 	if err := rc.Control(func(fd uintptr) { ferr = fn(int(fd)) }); err != nil {
-		return err
+		return closedOr(c.f, err)
 	}
 	return ferr
 }
 
-// Send writes m, waiting for room. The files of m stay the caller's.
+// closedOr returns os.ErrClosed where f is closed, and else err: what a
+// syscall.RawConn returns then has no name outside the standard library.
+func closedOr(f *os.File, err error) error {
+	if _, serr := f.Stat(); errors.Is(serr, os.ErrClosed) {
+		return os.ErrClosed
+	}
+	return err
+}
+
+// Send writes m, waiting for room. The files of m stay the caller's. It returns
+// EPIPE or ECONNRESET when the other side has closed; ErrTooLarge, and an error
+// about a file, leave the connection as it was.
 func (c *Conn) Send(m *Message) error {
 	if len(m.Body) > MaxBody || len(m.Files) > MaxFiles {
 		return fmt.Errorf("%s: %d bytes, %d descriptors: %w", m.Op, len(m.Body), len(m.Files), ErrTooLarge)
@@ -250,7 +264,7 @@ func (c *Conn) write(packet, oob []byte) error {
 		}
 	})
 	if err != nil {
-		return err
+		return closedOr(c.f, err)
 	}
 	return serr
 }
@@ -298,7 +312,7 @@ func (c *Conn) Recv() (*Message, error) {
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, closedOr(c.f, err)
 	}
 	if rerr != nil {
 		return nil, fmt.Errorf("receive: %w", rerr)
