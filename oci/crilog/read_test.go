@@ -218,7 +218,7 @@ func TestLinesStop(t *testing.T) {
 	}
 	for stop := range steps {
 		n := 0
-		for range crilog.Lines(strings.NewReader(log), 8) {
+		for range crilog.Lines(strings.NewReader(log), 8) { //nolint:errcheck // that it can be left early is what is tested
 			if n == stop {
 				break
 			}
@@ -286,7 +286,7 @@ func TestLinesMemory(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := inUse()
 			steps := 0
-			for line := range crilog.Lines(log, limit) {
+			for line := range crilog.Lines(log, limit) { //nolint:errcheck // some of what is read here is no log
 				if len(line.Content) > limit {
 					t.Fatalf("a piece of %d bytes, limit %d", len(line.Content), limit)
 				}
