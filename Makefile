@@ -85,13 +85,18 @@ fmt: $(TOOLS)/done ## Format the code
 fmt-check: $(TOOLS)/done ## Fail where the code is not formatted
 	@$(TOOLS)/gofumpt -d $(DIRS) || { echo; echo "run: make fmt"; exit 1; }
 
+# Where locks are taken over before an object is shared, or by the name of a function alone, checklocks
+# cannot follow yet: there its comments tell readers only.
+UNPROVED := /oci$$|/oci/executor$$|/oci/keeper$$|/cmd/berth-executor$$
+
 # checklocks proves what the comments +checklocks say of mutexes; +checklocksignore before a function
 # excuses it. -inferred=false: else it guesses, and takes a field that never changes for a guarded one if
 # it happens to be read under a lock.
 .PHONY: vet
 vet: libseccomp $(TOOLS)/done ## go vet, and checklocks for mutexes
 	@$(GO) vet -tags $(TEST_TAGS) $(PKGS)
-	@$(GO) vet -tags $(TEST_TAGS) -vettool=$(CURDIR)/$(TOOLS)/checklocks -inferred=false $(PKGS)
+	@$(GO) list -tags $(TEST_TAGS) $(PKGS) | { grep -vE '$(UNPROVED)' || :; } | \
+	xargs -r $(GO) vet -tags $(TEST_TAGS) -vettool=$(CURDIR)/$(TOOLS)/checklocks -inferred=false
 
 .PHONY: lint
 lint: libseccomp $(TOOLS)/done ## golangci-lint, see .golangci.yml

@@ -6,6 +6,7 @@
 package oci_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-cri/berth/oci"
+	"github.com/berth-cri/berth/oci/crilog"
 	"github.com/berth-cri/berth/oci/wire"
 )
 
@@ -62,7 +64,7 @@ func TestCrash(t *testing.T) {
 				case 11:
 					v = "keeper, then executor"
 				}
-				r.crash(t, op, fmt.Sprintf("%s-%d", op.name, n), v, at)
+				r.crash(t, op, fmt.Sprintf("%s-%d", strings.ReplaceAll(op.name, " ", "-"), n), v, at)
 				r.settle(t, held)
 				if t.Failed() {
 					t.Fatalf("round %d: %s killed after %v of %v", n, v, at, longest)
@@ -146,6 +148,34 @@ func crashOps() []crashOp {
 			},
 		},
 		{
+			name: "shared pod",
+			do: func(ctx context.Context, r *rig, id string) error {
+				return r.PodCreate(ctx, wire.PodCreate{ID: id, SharePID: true, PauseCgroup: "/" + r.name + "/pause-" + id}, nil)
+			},
+			check: func(_ *testing.T, r *rig, id string, _ wire.Observed) {
+				r.runs(id+"-c", 7, []string{"exit", "7"}, inSharedPID(id))
+			},
+		},
+		{
+			name: "create with terminal",
+			do: func(ctx context.Context, r *rig, id string) error {
+				_, err := r.Create(ctx, r.request(id, []string{"size"}, func(c *wire.Create) {
+					c.TTY, c.Stdin, c.Spec.Process.Terminal = true, true, true
+					c.Console = wire.Size{Width: 91, Height: 17}
+				}))
+				return err
+			},
+			check: func(t *testing.T, r *rig, id string, _ wire.Observed) {
+				if err := r.Start(t.Context(), id); err != nil {
+					t.Error(err)
+				}
+				r.wait(id)
+				if got := r.logLines(id, crilog.Stdout); len(got) == 0 || !strings.Contains(got[0], "91x17") {
+					t.Errorf("log = %q, want the terminal's size", got)
+				}
+			},
+		},
+		{
 			name:    "podDelete",
 			prepare: func(r *rig, id string) { r.pod(id) },
 			do:      func(ctx context.Context, r *rig, id string) error { return r.PodDelete(ctx, id) },
@@ -189,7 +219,7 @@ func (r *rig) crash(t *testing.T, op crashOp, id, victim string, at time.Duratio
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- op.do(ctx, r, id) }()
-	time.Sleep(at)
+	time.Sleep(at) //nolint:forbidigo // a moment that nobody chose
 	victims := map[string][]int{
 		"executor": {executor}, "keeper": {keeper}, "both": {executor, keeper}, "keeper, then executor": {keeper, executor},
 	}[victim]
@@ -237,7 +267,7 @@ func (r *rig) startAgain() {
 // clear takes away what the executor holds.
 func (r *rig) clear(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
 	defer cancel()
 	o, err := r.Observe(ctx)
 	if err != nil {
@@ -261,7 +291,7 @@ func (r *rig) settle(t *testing.T, held int) {
 	t.Helper()
 	r.clear(t)
 	var left []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) { //nolint:forbidigo // the kernel takes things down in its own time
 		left = r.leftovers()
 		if n := r.held(); n != held {
 			left = append(left, fmt.Sprintf("keeper holds %d names, want %d", n, held))
@@ -297,7 +327,11 @@ func (r *rig) leftovers() []string {
 		})...)
 	}
 	for _, pid := range []int{keeper, executor} {
-		for _, line := range mounts(r.t, strconv.Itoa(pid)) {
+		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+		if err != nil {
+			left = append(left, err.Error()) // it is becoming, or giving way to, another
+		}
+		for line := range strings.Lines(string(table)) {
 			if strings.Contains(line, filepath.Join(r.state, "m")+"/") || strings.Contains(line, r.base) {
 				left = append(left, fmt.Sprintf("mount in process %d: %s", pid, line))
 			}
@@ -319,12 +353,24 @@ func (r *rig) leftovers() []string {
 		// An init that libcontainer has begun runs our binary; a container is in a cgroup.
 		exe, err := exeOf(pid)
 		groups, _ := os.ReadFile("/proc/" + e.Name() + "/cgroup")
-		if err == nil && exe == binary || strings.Contains(string(groups), r.name) {
+		if err == nil && exe == binary || strings.Contains(string(groups), r.name) && !isOrphanZombie(pid, keeper, executor) {
 			command, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
 			left = append(left, fmt.Sprintf("process %d: %q", pid, command))
 		}
 	}
 	return left
+}
+
+// isOrphanZombie says whether a process has ended and is neither keeper's nor
+// executor's to reap: some machines' pid 1 takes seconds.
+func isOrphanZombie(pid, keeper, executor int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	parent, err := strconv.Atoi(fields[1])
+	return err == nil && fields[0] == "Z" && parent != keeper && parent != executor
 }
 
 type fileID struct{ dev, ino uint64 }
@@ -349,7 +395,7 @@ func (r *rig) waitExec(t *testing.T, id string, o wire.Observed) {
 	if c.State != wire.Running {
 		t.Errorf("%s is %s after its start: %+v", id, c.State, c.Exit)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { //nolint:forbidigo // an execve by another process has no event
 		to, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.Process.PID))
 		if to == "/guest" {
 			return

@@ -421,7 +421,7 @@ func unmount(t testing.TB, dir string) {
 			_ = unix.Unmount(dir, unix.MNT_DETACH)
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) //nolint:forbidigo // the end of a mount has no event
 	}
 }
 
@@ -554,13 +554,13 @@ func TestWrongRoot(t *testing.T) {
 // left of one.
 func (r *rig) checkEmpty(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
 	defer cancel()
 	o, err := r.Observe(ctx)
 	if err != nil || len(o.Containers)+len(o.Pods)+len(o.Execs) > 0 {
 		t.Errorf("executor still has %+v, %v", o, err)
 	}
-	for _, dir := range []string{"m", "c", "p", "lc", "exit"} {
+	for _, dir := range []string{"m", "c", "p", "lc", "exit", "slice"} {
 		if names := r.namesIn(dir); len(names) > 0 {
 			t.Errorf("left in %s: %q", dir, names)
 		}

@@ -214,7 +214,7 @@ func childrenOf(t *testing.T, parent int, state byte) (n int) {
 func TestSharedPIDSurvivesBoth(t *testing.T) {
 	r := newRig(t)
 	r.sharedPod("pod")
-	a := r.container("a", []string{"sleep", "7"}, inSharedPID("pod"))
+	a := r.container("a", []string{"sleep", "7", "ready"}, inSharedPID("pod"))
 	pause := r.pausePID("pod")
 	r.killBoth()
 	r.sharedPod("pod")
@@ -224,11 +224,12 @@ func TestSharedPIDSurvivesBoth(t *testing.T) {
 	if c := r.mustObserve("a"); c.Process != a || c.State != wire.Running {
 		t.Errorf("container is %+v, want running as %+v", c, a)
 	}
-	b := r.container("b", []string{"sleep", "8"}, inSharedPID("pod"))
+	b := r.container("b", []string{"sleep", "8", "ready"}, inSharedPID("pod"))
 	if pidNS(t, b.PID) != pidNS(t, pause) {
 		t.Error("a container started afterwards is in another PID namespace")
 	}
 	for id, code := range map[string]int{"a": 7, "b": 8} {
+		r.waitLog(id, "ready")
 		if err := r.Signal(t.Context(), id, unix.SIGTERM); err != nil {
 			t.Error(err)
 		}

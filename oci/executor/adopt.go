@@ -236,8 +236,9 @@ func (x *Executor) resumeContainer(c *container) error {
 	}
 	if c.pidfd < 0 {
 		// It ended while nobody was there.
-		exit := lost(c.rec.Process)
+		exit := x.gone(c.rec.Process)
 		exit.ID = c.id
+		exit.OOMKilled = x.oomKilled(c, exit)
 		if err := write(x.files.exit(c.id, ""), exit); err != nil {
 			return err
 		}
@@ -307,7 +308,7 @@ func (x *Executor) findExec(e *execProc) {
 		}
 		return
 	}
-	exit := lost(e.rec.Process)
+	exit := x.gone(e.rec.Process)
 	exit.ID, exit.Exec = e.c.id, e.rec.Exec
 	if err := write(x.files.exit(e.c.id, e.rec.Exec), exit); err != nil {
 		klog.ErrorS(err, "exit of an exec", "container", e.c.id, "exec", e.rec.Exec)

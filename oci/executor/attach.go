@@ -9,26 +9,38 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-cri/berth/oci/wire"
 )
 
-// backlog is how much output waits for an attached client that is slow. More is
-// dropped for it, and counted: neither the container nor its log ever waits.
-const backlog = 1 << 20
+const (
+	// backlog is how much output waits for an attached client that is slow. More is
+	// dropped for it, and counted: neither the container nor its log ever waits.
+	backlog = 1 << 20
 
-// sink is one stream of one attached client.
+	// stallTime is how long a client may take nothing of what is left for it when its
+	// container has ended.
+	stallTime = 10 * time.Second
+
+	// inputStream is the stream of a sink that brings input to the container.
+	inputStream = 2
+)
+
+// sink is one stream of one attached client, or its way to the container's stdin.
 type sink struct {
 	stream int
 	f      *os.File
 
 	mu      sync.Mutex
 	queue   []byte        // +checklocks:mu
-	dropped int64         // +checklocks:mu
-	ended   bool          // +checklocks:mu
+	taken   int64         // +checklocks:mu bytes that the client has got
+	dropped int64         // +checklocks:mu bytes that it was too slow for
+	ended   bool          // +checklocks:mu nothing more is queued
 	wake    chan struct{} // one signal is enough
 	done    chan struct{} // closed when nothing more will be written
 }
@@ -40,9 +52,11 @@ func newSink(stream int, f *os.File) *sink {
 // offer queues b, all of it or nothing, and never waits.
 func (k *sink) offer(b []byte) {
 	k.mu.Lock()
-	if len(k.queue)+len(b) > backlog || k.ended {
+	switch {
+	case k.ended:
+	case len(k.queue)+len(b) > backlog:
 		k.dropped += int64(len(b))
-	} else {
+	default:
 		k.queue = append(k.queue, b...)
 	}
 	k.mu.Unlock()
@@ -68,17 +82,59 @@ func (k *sink) signal() {
 func (k *sink) run() {
 	defer close(k.done)
 	for range k.wake {
-		k.mu.Lock()
-		b, ended := k.queue, k.ended
-		k.queue = nil
-		k.mu.Unlock()
-		if _, err := k.f.Write(b); err != nil || ended && len(b) == 0 {
-			return
-		}
-		if ended {
-			k.signal() // once more, for what came in between
+		for {
+			k.mu.Lock()
+			b, ended := k.queue, k.ended
+			k.queue = nil
+			k.mu.Unlock()
+			if len(b) == 0 {
+				if ended {
+					return
+				}
+				break
+			}
+			if !k.send(b) {
+				return
+			}
 		}
 	}
+}
+
+// send writes b in pieces, so that progress can be seen.
+func (k *sink) send(b []byte) bool {
+	for len(b) > 0 {
+		n, err := k.f.Write(b[:min(len(b), chunk)])
+		k.mu.Lock()
+		k.taken += int64(n)
+		b = b[n:]
+		if err != nil {
+			if errors.Is(err, os.ErrClosed) { // by us: the client did not read
+				k.dropped += int64(len(b) + len(k.queue))
+			}
+			k.queue, k.ended = nil, true
+		}
+		k.mu.Unlock()
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// gone says whether the client's end is closed.
+func (k *sink) gone() bool {
+	rc, err := k.f.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var events int16
+	err = rc.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}} // errors and hang-ups are always told
+		if n, perr := unix.Poll(p, 0); perr == nil && n > 0 {
+			events = p[0].Revents
+		}
+	})
+	return err != nil || events&(unix.POLLERR|unix.POLLHUP) != 0
 }
 
 // attach copies between a container's streams and the descriptors of m until the
@@ -89,9 +145,6 @@ func (x *Executor) attach(ctx context.Context, req *wire.Attach, m *wire.Message
 		return wire.AttachReply{}, err
 	}
 	files, err := attachFiles(req, m)
-	if err != nil {
-		return wire.AttachReply{}, err
-	}
 	defer func() {
 		for _, f := range files {
 			if f != nil {
@@ -99,18 +152,44 @@ func (x *Executor) attach(ctx context.Context, req *wire.Attach, m *wire.Message
 			}
 		}
 	}()
+	if err != nil {
+		return wire.AttachReply{}, err
+	}
 	c.mu.Lock()
-	state, hasStdin := c.state, c.stdin >= 0
+	state, stdin, hasStdin := c.state, c.rec.Stdin || c.rec.TTY, c.stdin >= 0
 	c.mu.Unlock()
-	if state != wire.Running && state != wire.IsCreated {
+	switch {
+	case state != wire.Running && state != wire.IsCreated:
 		return wire.AttachReply{}, badState(c.id, state, "attach needs a running container")
+	case req.Stdin && !stdin:
+		return wire.AttachReply{}, &wire.Error{Code: wire.BadState, Message: "container " + c.id + ": it was made without stdin"}
+	case req.Stdin && !hasStdin && inputEnded(files[0]):
+		// It may be the one that closed it: its executor died before it could say so.
+		_ = files[0].Close()
+		files[0] = nil
+	case req.Stdin && !hasStdin:
+		return wire.AttachReply{}, &wire.Error{Code: wire.BadState, Message: "container " + c.id + ": its stdin was closed, and is not opened again"}
 	}
-	if req.Stdin && !hasStdin {
-		return wire.AttachReply{}, &wire.Error{Code: wire.BadState, Message: "container " + c.id + ": stdin is not open (any more)"}
+	if files == ([3]*os.File{}) {
+		return wire.AttachReply{}, nil
 	}
-	x.attached.Add(1)
-	defer x.attached.Add(-1)
 	return x.copyStreams(ctx, c, files)
+}
+
+// inputEnded says whether nothing more will come from a client.
+func inputEnded(f *os.File) bool {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ended := false
+	err = rc.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, perr := unix.Poll(p, 0)
+		left, lerr := pending(int(fd))
+		ended = perr == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLRDHUP) != 0 && lerr == nil && left == 0
+	})
+	return err == nil && ended
 }
 
 // attachFiles takes stdin, stdout and stderr out of m; nil for one that was not
@@ -148,6 +227,8 @@ func (x *Executor) copyStreams(ctx context.Context, c *container, files [3]*os.F
 	}
 	c.tail.attach(sinks)
 	defer c.tail.detach(sinks)
+	x.attached.Add(1) // who sees it counted gets all that is written from now on
+	defer x.attached.Add(-1)
 
 	copying, stopCopying := context.WithCancel(ctx)
 	defer stopCopying()
@@ -156,25 +237,18 @@ func (x *Executor) copyStreams(ctx context.Context, c *container, files [3]*os.F
 		stdinEnded = make(chan error, 1)
 		go func(from *os.File) { stdinEnded <- x.copyStdin(copying, c, from) }(files[0])
 	}
-	outEnded := make(chan struct{})
-	go func() {
-		defer close(outEnded)
-		for _, k := range sinks {
-			<-k.done
-		}
-	}()
+	sinkEnded := make(chan struct{}, len(sinks))
 	for _, k := range sinks {
-		go k.run()
-	}
-	var out <-chan struct{} = outEnded
-	if len(sinks) == 0 {
-		out = nil // stdin only
+		go func() {
+			k.run()
+			sinkEnded <- struct{}{}
+		}()
 	}
 	var err error
 	for waiting := true; waiting; {
 		select {
-		case <-out:
-			waiting = false
+		case <-sinkEnded:
+			waiting = slices.ContainsFunc(sinks, (*sink).open)
 		case <-c.over:
 			waiting = false
 		case err = <-stdinEnded:
@@ -185,30 +259,42 @@ func (x *Executor) copyStreams(ctx context.Context, c *container, files [3]*os.F
 		}
 	}
 	stopCopying()
-	reply := finishCopy(c, files, sinks, outEnded)
+	reply := finishCopy(ctx, c, files, sinks)
 	if stdinEnded != nil {
 		err = errors.Join(err, <-stdinEnded) // its end may be the container's stdin's
 	}
 	return reply, err
 }
 
+// open says whether something may still be delivered.
+func (k *sink) open() bool {
+	select {
+	case <-k.done:
+		return false
+	default:
+		return !k.gone()
+	}
+}
+
 // finishCopy lets queued output go out to a client that still reads, and ends all
 // the copying.
-func finishCopy(c *container, files [3]*os.File, sinks []*sink, outEnded <-chan struct{}) wire.AttachReply {
+func finishCopy(ctx context.Context, c *container, files [3]*os.File, sinks []*sink) wire.AttachReply {
 	c.tail.detach(sinks)
 	for _, k := range sinks {
 		k.finish()
 	}
-	waitAtMost(outEnded, drainTime)
+	for _, k := range sinks {
+		k.await(ctx)
+	}
 	for i, f := range files {
 		if f != nil {
 			f.Close() // also ends a write that hangs, and the copying of stdin
 			files[i] = nil
 		}
 	}
-	<-outEnded
 	var reply wire.AttachReply
 	for _, k := range sinks {
+		<-k.done
 		k.mu.Lock()
 		reply.Dropped += k.dropped
 		k.mu.Unlock()
@@ -216,48 +302,99 @@ func finishCopy(c *container, files [3]*os.File, sinks []*sink, outEnded <-chan 
 	return reply
 }
 
+// await waits until all that was queued is out, as long as the client takes
+// something now and then.
+func (k *sink) await(ctx context.Context) {
+	for last := int64(-1); ; {
+		k.mu.Lock()
+		taken := k.taken
+		k.mu.Unlock()
+		if taken == last {
+			return
+		}
+		last = taken
+		stalled := time.NewTimer(stallTime)
+		select {
+		case <-k.done:
+			stalled.Stop()
+			return
+		case <-ctx.Done():
+			stalled.Stop()
+			return
+		case <-stalled.C:
+		}
+	}
+}
+
 // copyStdin copies a client's input to the container until the client's end. With
 // StdinOnce that end becomes the container's.
 func (x *Executor) copyStdin(ctx context.Context, c *container, from *os.File) error {
+	to, err := c.openInput()
+	if to == nil || err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { to.f.Close() })
+	_, err = io.Copy(to.f, from)
+	stop()
+	to.f.Close() // before closeStdin: it is one more holder
+	c.tail.detach([]*sink{to})
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed) {
+		err = nil // the container reads no more
+	}
+	c.mu.Lock()
+	once := c.rec.StdinOnce
+	c.mu.Unlock()
+	if once {
+		err = errors.Join(err, x.endStdin(c))
+	}
+	return err
+}
+
+// openInput duplicates a container's stdin for one client; nil if it is closed.
+// The tail knows of it, so that closeStdin finds it.
+func (c *container) openInput() (*sink, error) {
 	c.mu.Lock()
 	if c.stdin < 0 {
 		c.mu.Unlock()
-		return nil
+		return nil, nil
 	}
-	once := c.rec.StdinOnce
 	fd, err := unix.FcntlInt(uintptr(c.stdin), unix.F_DUPFD_CLOEXEC, 5)
 	c.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("stdin: %w", err)
+		return nil, fmt.Errorf("stdin: %w", err)
 	}
 	// The flag belongs to the open file, which is ours and the keeper's alone: the
 	// container's end is another.
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)
-		return err
+		return nil, fmt.Errorf("stdin: %w", err)
 	}
-	to := os.NewFile(uintptr(fd), "stdin")
-	stop := context.AfterFunc(ctx, func() { to.Close() })
-	_, err = io.Copy(to, from)
-	stop()
-	to.Close() // before closeStdin: it is one more holder
-	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed) {
-		err = nil // the container reads no more
+	k := newSink(inputStream, os.NewFile(uintptr(fd), "stdin"))
+	c.tail.attach([]*sink{k})
+	c.mu.Lock()
+	closed := c.stdin < 0
+	c.mu.Unlock()
+	if closed { // in between, by one who may not have seen this one
+		c.tail.detach([]*sink{k})
+		k.f.Close()
+		return nil, nil
 	}
-	if once {
-		err = errors.Join(err, x.closeStdin(c.id))
-	}
-	return err
+	return k, nil
 }
 
 // closeStdin ends a container's input: EOF on a pipe, a hang-up on a terminal.
 // The keeper's duplicate goes first, since the end comes only when nobody holds
-// it; a keeper that does not answer is as good as dead and is replaced.
+// it; a keeper that does not answer is as good as dead and is replaced. Then go
+// ours, those of attached clients among them.
 func (x *Executor) closeStdin(id string) error {
 	c, err := x.find(id)
 	if err != nil {
 		return err
 	}
+	return x.endStdin(c)
+}
+
+func (x *Executor) endStdin(c *container) error {
 	c.mu.Lock()
 	fd, tty := c.stdin, c.rec.TTY
 	c.mu.Unlock()
@@ -269,40 +406,45 @@ func (x *Executor) closeStdin(id string) error {
 		// master goes, which is the output's source too, and the kernel hangs up on
 		// the session: SIGHUP.
 		c.tail.catchUp()
-		if err := x.holdWithoutOutput(c); err != nil {
+		if err := x.endOutput(c); err != nil {
 			return err
 		}
 	}
-	if err := x.keeper.Delete(stdinName(id)); err != nil {
+	if err := x.keeper.Delete(stdinName(c.id)); err != nil {
 		return err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.stdin == fd {
-		c.stdin = -1
+	fd, c.stdin = c.stdin, -1
+	c.mu.Unlock()
+	for _, k := range c.tail.inputs() {
+		k.f.Close()
+	}
+	if fd >= 0 {
 		unix.Close(fd)
 	}
 	return nil
 }
 
-// holdWithoutOutput has the keeper and the tail let go of a container's streams,
-// while the rest is held on under another name.
-func (x *Executor) holdWithoutOutput(c *container) error {
+// endOutput has the keeper and the tail let go of a terminal's output before its
+// end, while they go on holding the rest. In its place the keeper holds, under the
+// same name, a pipe that is at its end: so there is no moment at which it holds
+// less than the whole, or both, and an executor that takes over in the middle sees
+// either the terminal or the end of it.
+func (x *Executor) endOutput(c *container) error {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return fmt.Errorf("pipe: %w", err)
+	}
+	unix.Close(p[1])
 	c.mu.Lock()
-	before := c.held
-	c.out = [2]int{-1, -1}
-	c.mu.Unlock()
-	if before == "" {
+	if c.held == "" || c.out[0] < 0 {
+		c.mu.Unlock()
+		unix.Close(p[0])
 		return nil // ended
 	}
-	if err := x.hold(c, c.tail.endStreams()); err != nil {
-		return err
-	}
-	if err := x.keeper.Delete(before); err != nil {
-		return err
-	}
-	c.tail.closeEnded()
-	return nil
+	c.out[0] = p[0]
+	c.mu.Unlock()
+	return c.tail.replaceOutput(p[0], func(log int) error { return x.hold(c, log) })
 }
 
 // resize sets the size of a container's terminal.
@@ -348,12 +490,36 @@ func (t *tail) detach(sinks []*sink) {
 	}
 }
 
-// endStreams ends both streams before their time and returns the log's descriptor.
-func (t *tail) endStreams() int {
+// inputs returns what attached clients bring to stdin.
+func (t *tail) inputs() []*sink {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for s := range t.in {
-		t.closeStreamLocked(s)
+	var list []*sink
+	for _, k := range t.sinks {
+		if k.stream == inputStream {
+			list = append(list, k)
+		}
 	}
-	return t.log
+	return list
+}
+
+// replaceOutput ends the one stream of a terminal. ended, which the keeper is to
+// hold in its place, is the tail's from now on, to be closed when the keeper lets go.
+func (t *tail) replaceOutput(ended int, keep func(log int) error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = append(t.ended, ended)
+	master, token := t.in[0], t.token[0]
+	if master >= 0 && token != 0 {
+		t.p.poller.forget(master, token)
+	}
+	t.in[0], t.token[0] = -1, 0
+	t.endedLocked()
+	if err := keep(t.log); err != nil {
+		return err // master stays open: the keeper may hold it by this number
+	}
+	if master >= 0 {
+		unix.Close(master)
+	}
+	return nil
 }

@@ -31,6 +31,8 @@ func checkID(id string) error {
 		b := id[i]
 		ok = b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '_' || b == '.' || b == '-'
 	}
+	// What ends so is a temporary or an exit file (see files).
+	ok = ok && !strings.HasSuffix(id, ".tmp") && !strings.HasSuffix(id, ".exit")
 	if !ok {
 		return invalid("id %.120q: want up to %d letters, digits, '_', '.', '-', the first no '.' or '-'", id, most)
 	}
@@ -114,7 +116,7 @@ func (x *Executor) build(c *container, req *wire.Create) error {
 	c.mu.Lock()
 	c.rec.Cgroup = cm.GetPaths()
 	c.mu.Unlock()
-	if c.rec.OOMBase, err = x.oomBase(c); err != nil {
+	if err := x.oomBegin(c); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	if err := write(x.files.in(c.id, "record"), c.rec); err != nil {

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +26,18 @@ func (x *Executor) delete(id string) error {
 	c, err := x.find(id)
 	if err != nil {
 		return nil //nolint:nilerr // again
+	}
+	c.mu.Lock()
+	creating := c.state == wire.Creating
+	c.mu.Unlock()
+	if creating {
+		// Whoever waited for it has given up. A create that hangs, because what it mounts
+		// is on a dead file system, holds op until its process ends.
+		ctx, cancel := context.WithTimeout(context.Background(), killTime)
+		defer cancel()
+		if err := x.killGroup(ctx, c); err != nil {
+			return err
+		}
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
@@ -58,8 +72,9 @@ func (x *Executor) destroy(c *container) error {
 		unix.Close(c.stdin)
 		c.stdin = -1
 	}
+	c.acked = true // an ack that comes from here on writes nothing into the folder
 	c.mu.Unlock()
-	if err := x.removeCgroup(ctx, c); err != nil {
+	if err := errors.Join(x.oomEnd(c), x.removeCgroup(ctx, c)); err != nil {
 		return err
 	}
 	// libcontainer's own Destroy would do just this, but needs a state file, which
@@ -95,31 +110,57 @@ func (x *Executor) removeFiles(id string) error {
 func (x *Executor) endProcesses(ctx context.Context, c *container) error {
 	c.mu.Lock()
 	pidfd, watched := c.pidfd, c.token != 0
+	var err error
+	if pidfd >= 0 { // under the lock: it is closed, and its number another's, when all that follows an end is done
+		err = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+	}
 	c.mu.Unlock()
-	if pidfd >= 0 {
-		if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill %s: %w", c.id, err)
-		}
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill %s: %w", c.id, err)
 	}
 	if err := x.killGroup(ctx, c); err != nil {
 		return err
 	}
-	switch {
-	case pidfd < 0:
-	case watched:
+	if err := c.awaitExecs(ctx); err != nil {
+		return err
+	}
+	if pidfd >= 0 && !watched { // registered halfway: nobody else will reap it
+		return reapWithin(ctx, pidfd)
+	}
+	if pidfd >= 0 {
 		select {
 		case <-c.exited:
 		case <-ctx.Done():
 			return fmt.Errorf("end of %s: %w", c.id, ctx.Err())
 		}
-		c.tail.hurry() // what still writes delays no delete
+	}
+	select {
+	case <-c.exited:
+	default:
+		return nil // it never had a process
+	}
+	// What follows an exit is done by us, too, where an executor before us has seen it.
+	c.tail.hurry() // what still writes delays no delete
+	select {
+	case <-c.over:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("end of %s: %w", c.id, ctx.Err())
+	}
+}
+
+// awaitExecs waits until the ends of all that was exec'd have been dealt with, and
+// what was being started has been taken back: both use the container's folder.
+func (c *container) awaitExecs(ctx context.Context) error {
+	c.mu.Lock()
+	list := slices.Collect(maps.Values(c.execs))
+	c.mu.Unlock()
+	for _, e := range list {
 		select {
-		case <-c.over:
+		case <-e.exited:
 		case <-ctx.Done():
-			return fmt.Errorf("end of %s: %w", c.id, ctx.Err())
+			return fmt.Errorf("end of exec %s in %s: %w", e.rec.Exec, c.id, ctx.Err())
 		}
-	default: // registered halfway: nobody else will reap it
-		return reapWithin(ctx, pidfd)
 	}
 	return nil
 }

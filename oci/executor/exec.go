@@ -8,13 +8,25 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/berth-cri/berth/oci/cgroup"
+	"github.com/berth-cri/berth/oci/keeper"
 	"github.com/berth-cri/berth/oci/wire"
+)
+
+const (
+	// unwanted is the pidfd of an exec'd process that is to be killed as soon as there
+	// is one.
+	unwanted = -2
+
+	// dropTime is how long taking back an exec may keep others waiting, a new executor's
+	// start among them. What takes longer is in an uninterruptible sleep.
+	dropTime = 500 * time.Millisecond
 )
 
 // exec runs one more process in a container. It holds no lock while libcontainer
@@ -47,13 +59,25 @@ func (x *Executor) exec(req *wire.Exec, m *wire.Message) (wire.Created, error) {
 	c.execs[req.Exec] = e
 	c.mu.Unlock()
 
-	if err := x.runExec(e, req, m); err != nil {
-		c.mu.Lock()
-		delete(c.execs, req.Exec)
-		c.mu.Unlock()
-		return wire.Created{}, joinUndo(err, x.dropExec(e))
+	err = x.runExec(e, req, m)
+	if err == nil {
+		return e.rec.Process, nil
 	}
-	return e.rec.Process, nil
+	if errors.Is(err, keeper.ErrLost) {
+		// There will be no answer, and the next executor takes it back: here, what is
+		// still to be done could come too late or go only half way.
+		return wire.Created{}, err
+	}
+	err = joinUndo(err, x.dropExec(e))
+	c.mu.Lock()
+	delete(c.execs, req.Exec)
+	state := c.state
+	c.mu.Unlock()
+	close(e.exited)
+	if state != wire.Running {
+		return wire.Created{}, &wire.Error{Code: wire.BadState, Message: fmt.Sprintf("container %s has ended: %v", c.id, err)}
+	}
+	return wire.Created{}, err
 }
 
 func (x *Executor) runExec(e *execProc, req *wire.Exec, m *wire.Message) error {
@@ -129,12 +153,26 @@ func execStdio(process *libcontainer.Process, req *wire.Exec, m *wire.Message) (
 				process.Stderr = f
 			}
 		}
+		// Whoever made the pipe may have wanted its own end not to block, and has set that
+		// for both. A program does not expect EAGAIN from its output.
+		for _, f := range files {
+			err = errors.Join(err, setBlocking(f))
+		}
 	}
 	if err != nil {
 		closeAll()
 		return nil, err
 	}
 	return closeAll, nil
+}
+
+func setBlocking(f *os.File) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := rc.Control(func(fd uintptr) { err = unix.SetNonblock(int(fd), false) })
+	return errors.Join(cerr, err)
 }
 
 func (x *Executor) registerExec(e *execProc, process *libcontainer.Process) error {
@@ -151,19 +189,27 @@ func (x *Executor) registerExec(e *execProc, process *libcontainer.Process) erro
 		unix.Close(pidfd)
 		return errors.Join(err, killChild(pid))
 	}
-	e.rec.Process = wire.Created{PID: pid, Start: stat.start}
 	e.mu.Lock()
-	e.pidfd = pidfd
+	killed := e.pidfd == unwanted
+	e.rec.Process, e.pidfd = wire.Created{PID: pid, Start: stat.start}, pidfd
 	e.mu.Unlock()
-	err = write(x.files.exec(e.c.id, e.rec.Exec), e.rec)
+	// In this order: a record with a process says that the keeper knows whose exit to
+	// write down, should we die. Before it is there the next executor takes the exec back.
+	err = x.keeper.Put(execName(e.rec), pidfd)
 	if err == nil {
-		err = x.keeper.Put(execName(e.rec), pidfd)
+		err = write(x.files.exec(e.c.id, e.rec.Exec), e.rec)
 	}
 	if err == nil {
 		err = x.watchExec(e)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, keeper.ErrLost):
+		return err
+	case err != nil:
 		return errors.Join(err, killChild(pid))
+	case killed:
+		// By execKill, which waits for the end and then takes the rest of the tree.
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // ended already is as good
 	}
 	return nil
 }
@@ -182,28 +228,39 @@ func (x *Executor) watchExec(e *execProc) error {
 func (x *Executor) execEnded(e *execProc) {
 	defer x.recoverTo("end of exec "+e.rec.Exec, nil)
 	e.mu.Lock()
-	pidfd := e.pidfd
+	pidfd, known := e.pidfd, e.exit != nil
 	e.mu.Unlock()
 	if pidfd < 0 {
 		return
 	}
-	exit := x.collect(pidfd, e.rec.Process)
-	exit.ID, exit.Exec = e.c.id, e.rec.Exec
-	x.settle(x.files.exit(e.c.id, e.rec.Exec), pidfd, e.rec.Process, exit)
-	x.closeExec(e)
-	if e.rec.Sub != "" {
-		if sub, err := e.sub(); err == nil {
-			// Not empty if it left something behind: then it goes with the container.
-			ctx, cancel := context.WithCancel(context.Background())
-			cancel()
-			_ = sub.Remove(ctx)
-		}
+	if !known {
+		exit := x.collect(pidfd, e.rec.Process)
+		exit.ID, exit.Exec = e.c.id, e.rec.Exec
+		x.settle(x.files.exit(e.c.id, e.rec.Exec), pidfd, e.rec.Process, exit)
+		x.removeSub(e)
+		e.mu.Lock()
+		e.exit = exit
+		close(e.exited)
+		e.mu.Unlock()
+		x.publish(exit)
+	} else {
+		x.removeSub(e) // an executor died between the exit file and the rest
 	}
-	e.mu.Lock()
-	e.exit = exit
-	close(e.exited)
-	e.mu.Unlock()
-	x.publish(exit)
+	// After the message: a keeper that is slow delays nobody.
+	x.closeExec(e)
+}
+
+// removeSub removes the cgroup of an exec that has ended. One in which something
+// was left goes with the container.
+func (x *Executor) removeSub(e *execProc) {
+	if e.rec.Sub == "" {
+		return
+	}
+	if sub, err := e.sub(); err == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = sub.Remove(ctx)
+	}
 }
 
 // closeExec lets go of an exec'd process's pidfd, here and in the keeper.
@@ -223,19 +280,35 @@ func (x *Executor) closeExec(e *execProc) {
 	}
 }
 
-// dropExec takes back what a failed exec has done.
+// dropExec takes back what an exec has done that failed, or that was being started
+// when its executor died.
 func (x *Executor) dropExec(e *execProc) error {
 	x.closeExec(e)
+	if err := x.killOrphan(e); err != nil {
+		klog.ErrorS(err, "an exec that was being started may be left in the container", "container", e.c.id, "exec", e.rec.Exec)
+	}
 	var err error
 	if e.rec.Sub != "" {
-		var sub cgroup.Sub
-		if sub, err = e.sub(); err == nil {
-			ctx, cancel := context.WithTimeout(context.Background(), killTime)
-			defer cancel()
-			err = errors.Join(sub.Kill(ctx), sub.Remove(ctx))
+		dropped := make(chan error, 1)
+		go func() { dropped <- x.dropSub(e) }()
+		late := time.NewTimer(dropTime)
+		defer late.Stop()
+		select {
+		case err = <-dropped:
+		case <-late.C: // it goes on; what it cannot end goes with the container
 		}
 	}
 	return errors.Join(err, remove(x.files.exec(e.c.id, e.rec.Exec)))
+}
+
+func (x *Executor) dropSub(e *execProc) error {
+	sub, err := e.sub()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	return errors.Join(sub.Kill(ctx), sub.Remove(ctx))
 }
 
 func (e *execProc) sub() (cgroup.Sub, error) {
@@ -259,27 +332,44 @@ func (x *Executor) execKill(ctx context.Context, t *wire.ExecTarget) error {
 	if e == nil {
 		return notFound("exec", t.ID+"/"+t.Exec)
 	}
-	e.mu.Lock()
-	if e.pidfd >= 0 {
-		err = unix.PidfdSendSignal(e.pidfd, unix.SIGKILL, nil, 0)
+	if err := e.kill(); err != nil {
+		return err
 	}
-	e.mu.Unlock()
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill exec %s in %s: %w", t.Exec, t.ID, err)
-	}
+	var sub cgroup.Sub
 	if e.rec.Sub != "" {
-		sub, err := e.sub()
-		if err != nil {
+		if sub, err = e.sub(); err != nil {
 			return err
 		}
-		if err := errors.Join(sub.Kill(ctx), sub.Remove(ctx)); err != nil {
+		if err := sub.Kill(ctx); err != nil {
 			return err
 		}
 	}
 	select {
 	case <-e.exited:
-		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("end of exec %s in %s: %w", t.Exec, t.ID, ctx.Err())
 	}
+	if e.rec.Sub == "" {
+		return nil
+	}
+	// Once more: it may have been on its way into its cgroup.
+	return errors.Join(sub.Kill(ctx), sub.Remove(ctx))
+}
+
+// kill sends SIGKILL, or has registerExec send it where there is no process yet.
+func (e *execProc) kill() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.exit != nil:
+		return nil
+	case e.pidfd < 0:
+		e.pidfd = unwanted
+		return nil
+	}
+	err := unix.PidfdSendSignal(e.pidfd, unix.SIGKILL, nil, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill exec %s in %s: %w", e.rec.Exec, e.c.id, err)
+	}
+	return nil
 }

@@ -37,6 +37,8 @@ type Executor struct {
 	limits limits
 	listen int
 
+	oomMu sync.Mutex // the accounts of slices, in their files; before the others
+
 	mu         sync.Mutex
 	containers map[string]*container // +checklocks:mu
 	pods       map[string]*pod       // +checklocks:mu
@@ -141,7 +143,7 @@ func (x *Executor) mindKeeper() {
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := x.keeper.Become(x.files.state, x.binary)
 		// Only for want of memory, or a binary that is broken. The containers are still
-		// ours, and all goes on but the safety against our own death.
+		// ours, signals, exits and logs go on; what needs a keeper waits.
 		klog.ErrorS(err, "keeper is gone, and this executor could not take its place; it tries again")
 		time.Sleep(wait) //nolint:forbidigo // there is no event for memory that is free again
 	}

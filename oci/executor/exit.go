@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +43,7 @@ func (x *Executor) ended(c *container) {
 	}
 	exit := x.collect(pidfd, process)
 	exit.ID = c.id
-	exit.OOMKilled = exit.Code != 0 && x.oomKilled(c)
+	exit.OOMKilled = x.oomKilled(c, exit) && exit.Code != 0
 	x.settle(x.files.exit(c.id, ""), pidfd, process, exit)
 
 	// What it wrote before it ended is in the pipe now. It belongs into the log
@@ -105,11 +106,12 @@ func waitAtMost(done <-chan struct{}, d time.Duration) {
 }
 
 // settle makes an exit durable, then reaps the process if it is our child. A file
-// that cannot be written leaves the zombie, which is then the only copy.
+// that cannot be written leaves the zombie, which is then the only copy; one whose
+// folder is gone is of a container that was deleted, and nobody will ask.
 func (x *Executor) settle(path string, pidfd int, process wire.Created, exit *wire.Exit) {
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := write(path, exit)
-		if err == nil {
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 		klog.ErrorS(err, "exit file cannot be written; the process stays a zombie until it can", "path", path)
@@ -143,6 +145,15 @@ func (x *Executor) collect(pidfd int, process wire.Created) *wire.Exit {
 	}
 	if status, ok := exitInfo(pidfd); ok {
 		return exitOf(process, status, time.Now())
+	}
+	return lost(process)
+}
+
+// gone is the exit of a process that was not there any more when this executor
+// looked for it: the keeper may have written it down before it ended as well.
+func (x *Executor) gone(process wire.Created) *wire.Exit {
+	if status, at, err := x.files.readKeeperExit(process); err == nil {
+		return exitOf(process, status, at)
 	}
 	return lost(process)
 }

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-cri/berth/oci/keeper"
 	"github.com/berth-cri/berth/oci/wire"
 )
@@ -124,8 +122,7 @@ func parseHeld(name string, fds []int) (id string, h heldContainer, ok bool) {
 			h.out[0] = fds[i]
 		case kindStderr:
 			h.out[1] = fds[i]
-		default:
-			unix.Close(fds[i]) // of a newer executor; not ours to understand
+		default: // of a newer executor: not ours to understand, and open as long as it is held
 		}
 	}
 	return parts[1], h, true

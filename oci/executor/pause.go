@@ -142,7 +142,8 @@ func endPause(process wire.Created) error {
 	return nil
 }
 
-// isAlive says whether a pause process is still there.
+// isAlive says whether a pause process is there to stay. One that was not let go
+// on still has its descriptor, and ends by itself now that nobody is left to do so.
 func isAlive(process wire.Created) bool {
 	if process.PID == 0 {
 		return false
@@ -153,5 +154,9 @@ func isAlive(process wire.Created) bool {
 	}
 	defer unix.Close(pidfd)
 	stat, err := readStat(process.PID)
-	return err == nil && stat.state != 'Z'
+	if err != nil || stat.state == 'Z' {
+		return false
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", process.PID))
+	return err != nil || len(fds) == 0
 }

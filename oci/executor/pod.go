@@ -250,7 +250,7 @@ func (x *Executor) adoptPods(held map[string][]int) error {
 			x.pods[p.id] = p
 			continue
 		}
-		if !ok || len(fds) != len(rec.Namespaces) {
+		if !ok || len(fds) != len(rec.Namespaces) || rec.SharePID && !isAlive(rec.Pause) {
 			// Never finished, or both processes died: berth makes it again.
 			for i, fd := range fds {
 				p.ns[strconv.Itoa(i)] = fd // to be closed

@@ -34,8 +34,7 @@ type record struct {
 	TTY       bool
 	Stdin     bool
 	StdinOnce bool
-	OwnRoot   bool   // the executor mounted the root
-	OOMBase   uint64 // oom_kill of the slice when it was made; see oomKilled
+	OwnRoot   bool // the executor mounted the root
 }
 
 // fileID tells one file from another that took its name.
@@ -77,11 +76,12 @@ func (f files) pod(id string) string         { return filepath.Join(f.state, "p"
 func (f files) containers() string           { return filepath.Join(f.state, "c") }
 func (f files) container(id string) string   { return filepath.Join(f.state, "c", id) }
 func (f files) in(id, name string) string    { return filepath.Join(f.state, "c", id, name) }
+func (f files) slice(path string) string     { return filepath.Join(f.state, "slice", filepath.Base(path)) }
 func (f files) execs(id string) string       { return filepath.Join(f.state, "c", id, "x") }
 func (f files) exec(id, exec string) string  { return filepath.Join(f.state, "c", id, "x", exec) }
 func (f files) journal(n int) string         { return filepath.Join(f.state, "log", strconv.Itoa(n)) }
 func (f files) keeperExit(key string) string { return filepath.Join(f.state, "exit", key) }
-func (f files) execFIFO(id string) string { return filepath.Join(f.state, "lc", id, "exec.fifo") }
+func (f files) execFIFO(id string) string    { return filepath.Join(f.state, "lc", id, "exec.fifo") }
 
 func (f files) exit(id, exec string) string {
 	if exec == "" {
@@ -91,7 +91,7 @@ func (f files) exit(id, exec string) string {
 }
 
 func (f files) makeFolders() error {
-	for _, d := range []string{"lc", "p", "c", "log", "exit"} {
+	for _, d := range []string{"lc", "p", "c", "log", "exit", "slice"} {
 		if err := os.MkdirAll(filepath.Join(f.state, d), 0o700); err != nil {
 			return err
 		}

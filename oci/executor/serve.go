@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -60,6 +61,11 @@ func (x *Executor) serve() error {
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED):
 			continue
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+			// The next executor would have as little: to end would end nothing but logs.
+			klog.ErrorS(err, "accept")
+			time.Sleep(100 * time.Millisecond) //nolint:forbidigo // there is no event for what is free again
+			continue
 		case err != nil:
 			return fmt.Errorf("accept: %w", err)
 		}
@@ -104,9 +110,18 @@ func (x *Executor) converse(conn *wire.Conn) {
 		case wire.Request:
 			rctx, rcancel := context.WithCancel(ctx)
 			v.mu.Lock()
-			v.waiting[m.ID] = rcancel
+			twice := v.waiting[m.ID] != nil
+			if !twice {
+				v.waiting[m.ID] = rcancel
+			}
 			v.mu.Unlock()
-			go v.request(rctx, m)
+			if twice {
+				rcancel()
+				m.Close()
+				klog.ErrorS(wire.ErrMalformed, "connection ended: a request's id was used again", "id", m.ID)
+				return
+			}
+			go v.request(rctx, rcancel, m)
 		case wire.Cancel:
 			m.Close()
 			v.mu.Lock()
@@ -131,16 +146,25 @@ func (v *conversation) hello() error {
 	defer m.Close()
 	var h wire.Hello
 	if err := m.Decode(&h); err != nil || m.Op != wire.OpHello {
-		return errors.Join(err, v.answer(m, nil, invalid("first request is %s: want hello", m.Op)))
+		return v.refuse(m, errors.Join(err, invalid("first request is %s: want hello", m.Op)))
 	}
 	if h.Max < wire.MinVersion || h.Min > wire.MaxVersion {
-		return v.answer(m, nil, &wire.Error{Code: wire.Unsupported, Message: fmt.Sprintf(
+		return v.refuse(m, &wire.Error{Code: wire.Unsupported, Message: fmt.Sprintf(
 			"executor %s speaks versions %d to %d of the protocol, not %d to %d: install berth and berth-executor of one release",
 			v.x.version, wire.MinVersion, wire.MaxVersion, h.Min, h.Max)})
 	}
 	return v.answer(m, wire.HelloReply{
 		Version: min(h.Max, wire.MaxVersion), Build: v.x.version, PID: os.Getpid(), KeeperPID: os.Getppid(), Boot: v.x.boot,
 	}, nil)
+}
+
+// refuse answers a first request that is no good, and returns why: the connection
+// ends with it.
+func (v *conversation) refuse(m *wire.Message, why error) error {
+	if err := v.answer(m, nil, why); err != nil {
+		return errors.Join(why, err)
+	}
+	return why
 }
 
 func (v *conversation) answer(m *wire.Message, value any, err error) error {
@@ -163,7 +187,8 @@ func (v *conversation) answer(m *wire.Message, value any, err error) error {
 
 // request answers one request. Requests run side by side; what must not, the
 // container's own locks keep apart.
-func (v *conversation) request(ctx context.Context, m *wire.Message) {
+func (v *conversation) request(ctx context.Context, cancel context.CancelFunc, m *wire.Message) {
+	defer cancel()
 	defer m.Close()
 	value, err := v.handle(ctx, m)
 	if errors.Is(err, keeper.ErrLost) {
@@ -173,7 +198,6 @@ func (v *conversation) request(ctx context.Context, m *wire.Message) {
 		return
 	}
 	v.mu.Lock()
-	v.waiting[m.ID]()
 	delete(v.waiting, m.ID)
 	v.mu.Unlock()
 	if err := v.answer(m, value, err); err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, os.ErrClosed) {

@@ -124,7 +124,8 @@ func (c *Client) Names() int {
 // under it, and returns once it does. With an error the name holds what it held
 // before, unless the keeper is gone.
 //
-// Preconditions: fds stay open, under these numbers, until Delete or another Put.
+// Preconditions: fds stay open, under these numbers, until Delete or another Put,
+// and no other Put or Delete of the name is under way.
 func (c *Client) Put(name string, fds ...int) error {
 	if name == "" || len(name) > MaxName || strings.ContainsAny(name, "\n\x00") || len(fds) > MaxFDs {
 		return fmt.Errorf("%q, %d descriptors: %w", name, len(fds), ErrName)
@@ -375,6 +376,12 @@ func (c *Client) receive() (string, []int, error) {
 	return string(buf[:n]), fds, nil
 }
 
+// environment is our own without what is meant for the processes that we start:
+// the keeper hands its environment on to every executor after this one.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GOMAXPROCS=") })
+}
+
 // Become replaces this process by the keeper of stateDir, which starts exe as the
 // next executor and holds all that was put. It returns only with an error, and
 // this executor then goes on without a keeper.
@@ -425,7 +432,7 @@ func (c *Client) Become(stateDir, exe string) error {
 				}
 			}
 		}
-		err := syscall.Exec("/proc/self/exe", []string{"berth-executor", "keeper", stateDir, exe, fmt.Sprint(fd)}, os.Environ())
+		err := syscall.Exec("/proc/self/exe", []string{"berth-executor", "keeper", stateDir, exe, fmt.Sprint(fd)}, environment())
 		failed <- fmt.Errorf("execve: %w", err)
 	}()
 	err = <-failed

@@ -39,7 +39,7 @@ static int nnames, capnames;
 
 static const char *state_dir;     // argv[2]
 static char executor_path[PATH_MAX]; // argv[3] until "exe" names another
-static int untried = 1;              // the path was not started yet, or did not come to serve
+static int untried = 1;              // the path 1: was not started yet, 2: was, and does not serve yet
 static pid_t executor;            // 0: none
 static int sock = -1;             // to the executor
 static int lockfd = -1;           // flock: one keeper for a state folder
@@ -243,6 +243,8 @@ static void spawn(void)
 		_exit(127);
 	}
 	close(pair[1]);
+	if (untried)
+		untried = 2;
 	sock = pair[0];
 	executor = pid;
 	next_have = 0;
@@ -262,7 +264,7 @@ static void executor_ended(void)
 	sock = -1;
 	executor = 0;
 	next_have = -1;
-	if (untried && find(KEEPER_EXE_NAME)) {
+	if (untried == 2 && find(KEEPER_EXE_NAME)) {
 		// It ended before it served, as after a bad upgrade: back to the last that did.
 		say("%s does not come to serve; back to the executor before it", executor_path);
 		untried = 0;

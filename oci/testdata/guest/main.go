@@ -25,9 +25,10 @@ func main() {
 	}
 	verbs := map[string]func([]string){
 		"peek": peek, "sleep": sleep, "exit": exit, "lines": lines, "cat": cat, "echo": echo, "sh": sh,
-		"who": who, "flood": flood, "long": long, "raw": raw, "winch": winch, "tree": tree, "survivor": survivor, "blocks": blocks,
+		"who": who, "flood": flood, "long": long, "raw": raw, "winch": winch, "tree": tree, "survivor": survivor, "blocks": blocks, "blink": blink, "fds": fds,
 		"eat": eat, "term": term, "hup": hup, "fork": fork, "size": size, "ls": ls, "mount": mount, "write": write,
 		"ipc": ipc, "hostname": hostname, "show": show, "volume": volume,
+		"hog": hog,
 	}
 	fn, ok := verbs[verb]
 	if !ok {
@@ -46,7 +47,7 @@ func number(s string) int {
 	return n
 }
 
-// sleep [CODE]: until SIGTERM, then exits with CODE.
+// sleep [CODE [TEXT]]: says TEXT, sleeps until SIGTERM, then exits with CODE.
 func sleep(args []string) {
 	code := 0
 	if len(args) > 0 {
@@ -54,6 +55,9 @@ func sleep(args []string) {
 	}
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGTERM)
+	if len(args) > 1 {
+		fmt.Println(args[1]) // from here on SIGTERM is not the end by itself
+	}
 	<-ch
 	os.Exit(code)
 }

@@ -70,3 +70,12 @@ func volume(args []string) {
 		fmt.Println("done", n, err)
 	}
 }
+
+// hog MEGABYTES: eats them when SIGUSR1 comes.
+func hog(args []string) {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGUSR1)
+	fmt.Println("ready")
+	<-ch
+	eat(args)
+}

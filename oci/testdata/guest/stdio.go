@@ -155,8 +155,34 @@ func blocks(args []string) {
 			fmt.Fprintln(f, "error", err)
 			os.Exit(1)
 		}
+		time.Sleep(time.Millisecond) // what is not thrown away is kept on a disk
 		if _, err := f.WriteAt([]byte(fmt.Sprintf("%012d\n", n)), 0); err != nil {
 			os.Exit(1)
 		}
+	}
+}
+
+// blink: says "." and dies of whatever comes.
+func blink([]string) {
+	fmt.Println(".")
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+// fds: the open descriptors and whether they block, before anything here opens one.
+func fds([]string) {
+	for fd := range 1024 {
+		if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0); errno == 0 {
+			fmt.Println("fd", fd)
+		}
+	}
+	for fd := range 3 {
+		to, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFL, 0)
+		if err != nil || errno != 0 {
+			fmt.Println(err, errno)
+		}
+		fmt.Printf("%d blocking=%v %s\n", fd, flags&syscall.O_NONBLOCK == 0, to)
 	}
 }

@@ -1,0 +1,97 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package executor
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// world is what outlives an executor: a container's pipes, the journal's private
+// pipe, and files. open makes of it what an executor has in memory, as often as
+// executors die.
+type world struct {
+	tb    testing.TB
+	dir   string
+	max   int // LogMax
+	pump  *pump
+	logFD int
+
+	read, write [2]int // of the container's streams
+	private     [2]int
+}
+
+func newWorld(tb testing.TB, dir string, pipeSize int) *world {
+	tb.Helper()
+	w := &world{tb: tb, dir: dir}
+	null, err := unix.Open("/dev/null", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { unix.Close(null) })
+	w.pump = &pump{null: null, journals: make(chan *journal, visits), logf: tb.Logf}
+	for s := range w.read {
+		w.read[s], w.write[s] = w.pipe(0)
+		if err := unix.SetNonblock(w.read[s], true); err != nil {
+			tb.Fatal(err)
+		}
+		if pipeSize > 0 {
+			if _, err := unix.FcntlInt(uintptr(w.read[s]), unix.F_SETPIPE_SZ, pipeSize); err != nil {
+				tb.Fatal(err)
+			}
+		}
+	}
+	w.renewPrivate()
+	f, err := os.OpenFile(w.logPath(), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { f.Close() })
+	w.logFD = int(f.Fd())
+	for _, name := range []string{"tail", "journal"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return w
+}
+
+func (w *world) logPath() string { return filepath.Join(w.dir, "0.log") }
+
+func (w *world) pipe(flags int) (r, wr int) {
+	w.tb.Helper()
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|flags); err != nil {
+		w.tb.Fatal(err)
+	}
+	return p[0], p[1]
+}
+
+// renewPrivate is what the death of the keeper does: the private pipe and what is
+// in it are gone.
+func (w *world) renewPrivate() {
+	if w.private != [2]int{} {
+		unix.Close(w.private[0])
+		unix.Close(w.private[1])
+	}
+	w.private[0], w.private[1] = w.pipe(unix.O_NONBLOCK)
+}
+
+// open returns journal and tail as a new executor makes them.
+func (w *world) open() (*journal, *tail) {
+	w.tb.Helper()
+	j, err := openJournal(filepath.Join(w.dir, "journal"), 0, w.private[0], w.private[1])
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	t := newTail(w.pump, "c1", filepath.Join(w.dir, "tail"), w.max)
+	t.in, t.log = w.read, w.logFD
+	if t.file, err = idOf(w.logFD); err != nil {
+		w.tb.Fatal(err)
+	}
+	return j, t
+}
