@@ -94,12 +94,15 @@ func mountOf(t testing.TB, pid, path string) string {
 }
 
 // hostMounts returns what the tests of r have in the host's mountinfo: all of it
-// where the namespace is the test's own.
+// where the namespace is the test's own, but for what was there of other rigs, which
+// ends when their namespace takes it down.
 func (r *rig) hostMounts() []string {
 	r.t.Helper()
 	lines := mounts(r.t, "self")
 	if os.Getenv(propagation) != "" {
-		return lines
+		return slices.DeleteFunc(lines, func(line string) bool {
+			return strings.Contains(line, "/berth-test-") && !strings.Contains(line, r.name)
+		})
 	}
 	return slices.DeleteFunc(lines, func(line string) bool {
 		return !strings.Contains(line, r.name) && !strings.Contains(line, r.base)
@@ -208,7 +211,7 @@ func TestMountinfo(t *testing.T) {
 			t.Fatalf("mounts %s:\n%s\nwant\n%s", when, strings.Join(now, "\n"), strings.Join(first, "\n"))
 		}
 		for _, line := range mounts(t, fmt.Sprint(r.executorPID())) {
-			if strings.Contains(line, "/rootfs ") {
+			if strings.Contains(line, r.name) && strings.Contains(line, "/rootfs ") {
 				t.Errorf("%s the executor still has %s", when, line)
 			}
 		}

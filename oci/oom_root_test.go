@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -74,13 +75,27 @@ func (r *rig) slice(pod string, start bool) string {
 	return name
 }
 
-// endSlices ends the pods' slices, with the one that they are in.
-func (r *rig) endSlices() { systemctl(r.t, "stop", strings.ReplaceAll(r.name, "-", "")+".slice") }
+// endSlices ends the pods' slices, with the one that they are in, and checks that
+// systemd has no scope of r in its books.
+func (r *rig) endSlices() {
+	left := ""
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if left = systemctl(r.t, "list-units", "--all", "--plain", "--no-legend", r.name+"*"); left == "" {
+			break
+		}
+	}
+	if left != "" {
+		r.t.Errorf("units left:\n%s", left)
+	}
+	systemctl(r.t, "stop", strings.ReplaceAll(r.name, "-", "")+".slice")
+}
 
-func systemctl(t testing.TB, args ...string) {
-	if out, err := exec.Command("systemctl", args...).CombinedOutput(); err != nil {
+func systemctl(t testing.TB, args ...string) string {
+	out, err := exec.Command("systemctl", args...).CombinedOutput()
+	if err != nil {
 		t.Errorf("systemctl %q: %v: %s", args, err, out)
 	}
+	return string(out)
 }
 
 // oomCase is a container and what must be said of its end.
@@ -117,7 +132,7 @@ func TestOOM(t *testing.T) {
 					continue
 				}
 				slots <- struct{}{}
-				pod := d.place(r, fmt.Sprintf("pod%d", n/2))
+				pod := d.place(r, fmt.Sprintf("pod%d", n/2%10))
 				wg.Go(func() {
 					defer func() { <-slots }()
 					id := fmt.Sprintf("c%d", n)

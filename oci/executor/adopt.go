@@ -412,8 +412,8 @@ func (x *Executor) sweep(names map[string][]int, held map[string]heldContainer) 
 			_ = remove(x.files.keeperExit(e.Name()))
 		}
 	}
-	if err := x.mnt.sweep(pods, containers); err != nil {
-		klog.ErrorS(err, "mounts of a start that was under way")
+	if err := errors.Join(x.mnt.sweep(pods, containers), x.sweepAccounts()); err != nil {
+		klog.ErrorS(err, "remains of what was under way")
 	}
 	return nil
 }

@@ -162,6 +162,13 @@ func (x *Executor) config(c *container, req *wire.Create) (config *configs.Confi
 		spec.Mounts[i].Source = path
 		giveBack = append(giveBack, back)
 	}
+	if req.Systemd {
+		// Else systemd keeps a scope that has failed, as by an out-of-memory kill, for ever.
+		if spec.Annotations == nil {
+			spec.Annotations = make(map[string]string)
+		}
+		spec.Annotations["org.systemd.property.CollectMode"] = "'inactive-or-failed'"
+	}
 	spec.Process.OOMScoreAdj = x.limits.oomScoreAdj(spec.Process.OOMScoreAdj)
 	config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: c.id, UseSystemdCgroup: req.Systemd, Spec: spec,
@@ -340,6 +347,10 @@ func (x *Executor) start(id string) error {
 	return nil
 }
 
+// startLook is how often, in milliseconds, a start that has not been answered looks
+// whether it was done before.
+const startLook = 20
+
 // openStart lets init go on to the container's program: it waits until somebody
 // opens the other end of a FIFO, and writes a byte before it executes the program.
 // libcontainer's own Container.Exec leaves a thread behind that waits for ever when
@@ -360,12 +371,18 @@ func (x *Executor) openStart(c *container) error {
 	defer unix.Close(fifo)
 	for {
 		fds := []unix.PollFd{{Fd: int32(fifo), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+		n, err := unix.Poll(fds, startLook)
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
+		}
+		if n == 0 && x.runs(c) == wire.Running {
+			// An executor before us took the byte, and died before it could say so; init
+			// had yet to come to its program.
+			return remove(path)
 		}
 		// First the byte: the program may have ended by now as well.
 		var b [1]byte
-		n, err := unix.Read(fifo, b[:])
+		n, err = unix.Read(fifo, b[:])
 		switch {
 		case n == 1:
 			return remove(path)

@@ -73,8 +73,12 @@ func (x *Executor) destroy(c *container) error {
 		c.stdin = -1
 	}
 	c.acked = true // an ack that comes from here on writes nothing into the folder
+	unfinished := c.state == wire.Creating
 	c.mu.Unlock()
-	if err := errors.Join(x.oomEnd(c), x.removeCgroup(ctx, c)); err != nil {
+	if unfinished {
+		x.oomKilled(c, &wire.Exit{}) // else what was killed in it would be put down to another
+	}
+	if err := x.removeCgroup(ctx, c); err != nil {
 		return err
 	}
 	// libcontainer's own Destroy would do just this, but needs a state file, which
@@ -92,7 +96,7 @@ func (x *Executor) destroy(c *container) error {
 	x.mu.Lock()
 	delete(x.containers, c.id)
 	x.mu.Unlock()
-	return nil
+	return x.oomEnd(c)
 }
 
 // removeFiles removes a container's folder, the record first: what is left without
@@ -184,10 +188,22 @@ func reapWithin(ctx context.Context, pidfd int) error {
 	}
 }
 
+// removeCgroup removes a container's cgroup. systemd has mostly removed a scope by
+// now; where not, it must be told: a scope whose folder somebody else removes stays
+// in its books as running.
 func (x *Executor) removeCgroup(ctx context.Context, c *container) error {
 	group, err := c.group()
 	if err != nil || len(group.Paths()) == 0 {
 		return err
+	}
+	if c.rec.Systemd && slices.ContainsFunc(slices.Collect(maps.Values(group.Paths())), exists) {
+		scope, err := managerAt(c.id, c.rec.CgroupArg, true)
+		if err != nil {
+			return err
+		}
+		if err := scope.Destroy(); err != nil {
+			return fmt.Errorf("end of scope: %w", err)
+		}
 	}
 	return group.Remove(ctx)
 }

@@ -57,7 +57,8 @@ func (x *Executor) oomBegin(c *container) error {
 // oomKilled says whether a process of c was killed for want of memory. It may be
 // asked again, by the next executor, too.
 //
-// Preconditions: c's first process has ended and c is not yet deleted.
+// Preconditions: c's first process has ended, or was never there, and c is not yet
+// deleted.
 func (x *Executor) oomKilled(c *container, exit *wire.Exit) bool {
 	slice, scope := c.slice()
 	if slice != "" {
@@ -109,20 +110,40 @@ func (x *Executor) oomInSlice(c *container, slice, scope string, exit *wire.Exit
 	return kills > 0
 }
 
-// oomEnd closes the account of a slice with its last container. Again is no error.
+// oomEnd closes the account of a slice when it has no container any more. Again is
+// no error.
+//
+// Preconditions: c is no longer known.
 func (x *Executor) oomEnd(c *container) error {
-	slice, scope := c.slice()
+	slice, _ := c.slice()
 	if slice == "" {
 		return nil
 	}
-	// One that was never finished may have been killed, too, and explains it.
-	x.oomInSlice(c, slice, scope, &wire.Exit{})
 	x.oomMu.Lock()
 	defer x.oomMu.Unlock()
-	if len(x.inSlice(slice)) > 1 {
+	if len(x.inSlice(slice)) > 0 {
 		return nil
 	}
 	return remove(x.files.slice(slice))
+}
+
+// sweepAccounts closes the accounts that an executor before this one has left open.
+func (x *Executor) sweepAccounts() error {
+	entries, err := os.ReadDir(filepath.Join(x.files.state, "slice"))
+	if err != nil {
+		return err
+	}
+	open := make(map[string]bool)
+	for _, c := range x.all() {
+		slice, _ := c.slice()
+		open[filepath.Base(slice)] = true
+	}
+	for _, e := range entries {
+		if !open[e.Name()] {
+			err = errors.Join(err, remove(x.files.slice(e.Name())))
+		}
+	}
+	return err
 }
 
 // inSlice returns the containers of a slice by scope.

@@ -88,17 +88,17 @@ func (p *pauseProcess) release() error {
 
 func (p *pauseProcess) close() error { return p.socket.Close() }
 
-// pauseGroup is the manager of a pause process's own cgroup, at a path as in a
+// managerAt is libcontainer's manager of a cgroup without limits, at a path as in a
 // spec's CgroupsPath.
-func pauseGroup(pod, path string, systemd bool) (cgroupManager, error) {
+func managerAt(name, path string, systemd bool) (cgroupManager, error) {
 	config, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
-		CgroupName: "pause-" + pod, UseSystemdCgroup: systemd,
+		CgroupName: name, UseSystemdCgroup: systemd,
 		Spec: &specs.Spec{Linux: &specs.Linux{CgroupsPath: path}},
 	}, nil)
 	if err != nil {
 		return nil, err
 	}
-	config.Resources.SkipDevices = true // it may open nothing at all
+	config.Resources.SkipDevices = true // a pause process may open nothing at all
 	return manager.New(config)
 }
 

@@ -133,7 +133,7 @@ func (x *Executor) sharePID(p *pod, fds []int) error {
 		return err
 	}
 	p.rec.Pause, p.ns["pid"] = pause.process, pause.pidns
-	group, err := pauseGroup(p.id, p.rec.PauseCgroup, p.rec.Systemd)
+	group, err := managerAt("pause-"+p.id, p.rec.PauseCgroup, p.rec.Systemd)
 	if err == nil {
 		err = group.Apply(pause.process.PID)
 	}
@@ -213,7 +213,7 @@ func (x *Executor) dropPod(p *pod) error {
 		if err := endPause(p.rec.Pause); err != nil {
 			return err
 		}
-		group, err := pauseGroup(p.id, p.rec.PauseCgroup, p.rec.Systemd)
+		group, err := managerAt("pause-"+p.id, p.rec.PauseCgroup, p.rec.Systemd)
 		if err != nil {
 			return err
 		}
