@@ -79,7 +79,7 @@ func (r *rig) slice(pod string, start bool) string {
 // systemd has no scope of r in its books.
 func (r *rig) endSlices() {
 	left := ""
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) { //nolint:forbidigo // the kernel counts in its own time
 		if left = systemctl(r.t, "list-units", "--all", "--plain", "--no-legend", r.name+"*"); left == "" {
 			break
 		}

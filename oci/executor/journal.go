@@ -51,6 +51,16 @@ type journal struct {
 	mem  *journalMem
 	r, w int // private pipe, chunk bytes
 	out  []byte
+
+	// did is told of each step of the drawing that was done. A test stops there, as
+	// SIGKILL would; nil otherwise.
+	did func(step string)
+}
+
+func (j *journal) done(step string) {
+	if j.did != nil {
+		j.did(step)
+	}
 }
 
 // journalMem is mapped, and lies between executors of different versions: fields
@@ -70,10 +80,16 @@ type slot struct {
 	stream int64 // 0: stdout, 1: stderr
 	carry  [2]int64
 	moving int64            // 1: bytes may be on their way, and n is not known
-	skip   [2]int64         // 1: the next bytes are the end of a line whose beginning was lost
+	mark   [2]int64         // of each stream, see markLost
 	line   [2][lineCap]byte // the line in progress of each stream
 	raw    [lineCap + chunk]byte
 }
+
+// The marks of a stream.
+const (
+	markLost = 1 << iota // the next bytes are the end of a line whose beginning was lost
+	markOpen             // the stream's last record is a P: its line has not ended in the log
+)
 
 func openJournal(path string, n int, r, w int) (*journal, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -82,8 +98,10 @@ func openJournal(path string, n int, r, w int) (*journal, error) {
 	}
 	defer f.Close()
 	size := int(unsafe.Sizeof(journalMem{}))
-	if err := f.Truncate(int64(size)); err != nil {
-		return nil, err
+	// All of it now: a page that is not to be had later is a SIGBUS for us, and bytes
+	// that are stuck on their way for the container.
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(size)); err != nil {
+		return nil, fmt.Errorf("allocate %s: %w", path, err)
 	}
 	b, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
@@ -105,11 +123,12 @@ func (j *journal) own(t *tail) {
 	sl := j.slot()
 	sl.off, sl.n, sl.ready, sl.moving = t.off, 0, 0, 0
 	for s := range sl.carry {
-		sl.skip[s] = t.skip[s]
+		sl.mark[s] = t.mark[s]
 		sl.carry[s] = int64(copy(sl.line[s][:], t.line[s]))
 	}
 	copy(j.mem.owner[:], t.id)
 	j.mem.ownerLen.Store(uint32(len(t.id)))
+	j.done("own")
 }
 
 // disown ends a visit (8).
@@ -117,7 +136,7 @@ func (j *journal) disown(t *tail) error {
 	sl := j.slot()
 	t.off = sl.off
 	for s := range sl.carry {
-		t.skip[s] = sl.skip[s]
+		t.mark[s] = sl.mark[s]
 		t.line[s] = append(t.line[s][:0], sl.line[s][:sl.carry[s]]...)
 		if len(t.line[s]) == 0 {
 			t.line[s] = nil // a container at rest keeps no buffer
@@ -126,7 +145,9 @@ func (j *journal) disown(t *tail) error {
 	if err := t.save(); err != nil {
 		return err
 	}
+	j.done("save")
 	j.mem.ownerLen.Store(0)
+	j.done("disown")
 	return nil
 }
 
@@ -136,6 +157,7 @@ func (j *journal) take(t *tail, s int) (n int, err error) {
 	sl := j.slot()
 	sl.stream = int64(s)
 	atomic.StoreInt64(&sl.moving, 1)
+	j.done("moving")
 	for {
 		var got int64
 		got, err = unix.Splice(t.in[s], nil, j.w, nil, chunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
@@ -151,13 +173,18 @@ func (j *journal) take(t *tail, s int) (n int, err error) {
 		atomic.StoreInt64(&sl.moving, 0)
 		return 0, err
 	}
+	j.done("splice")
 	atomic.StoreInt64(&sl.n, int64(n))
+	j.done("n")
 	return n, j.finish(t)
 }
 
 // resume completes what a dead executor had begun: t is the tail of owner().
 func (j *journal) resume(t *tail) error {
 	sl := j.slot()
+	// Not beyond the end of a file that somebody truncated since, or of another one
+	// that is there now: what lies between would be zeros.
+	sl.off = min(sl.off, t.size())
 	if sl.ready == 0 && sl.n == 0 {
 		n, err := pending(j.r)
 		if err != nil {
@@ -175,16 +202,18 @@ func (j *journal) resume(t *tail) error {
 
 // forget gives up what was in a private pipe that is gone, since the keeper died
 // as well. The line that it was the middle of is given up as a whole: half a line
-// is worse than none. It returns how many bytes are known to be lost.
+// is worse than none. It returns how many bytes are known to be lost, at least one
+// if any may be.
 func (j *journal) forget() (bytes int64) {
 	sl := j.slot()
 	if sl.ready != 0 || sl.moving == 0 {
 		return 0
 	}
 	s := sl.stream & 1
-	bytes = sl.n + sl.carry[s]
+	bytes = max(sl.n+sl.carry[s], 1)
 	sl.n, sl.moving = 0, 0
-	sl.carry[s], sl.skip[s] = 0, 1
+	sl.carry[s] = 0
+	sl.mark[s] |= markLost
 	return bytes
 }
 
@@ -195,24 +224,27 @@ func (j *journal) finish(t *tail) error {
 	if atomic.LoadInt64(&sl.ready) == 0 {
 		copy(sl.raw[:], sl.line[s][:sl.carry[s]])
 		if err := j.read(sl, s); err != nil {
+			j.drain()
 			return err
 		}
+		j.done("read")
 		sl.at = time.Now().UnixNano()
 		atomic.StoreInt64(&sl.ready, 1)
 	}
+	j.done("ready")
 	raw := sl.raw[:sl.carry[s]+sl.n]
 	t.deliver(s, raw[sl.carry[s]:])
-	off, rest := j.write(t, s, raw, sl)
+	off, rest, mark := j.write(t, s, raw, sl)
+	j.done("write")
 
 	next := &j.mem.slots[(j.mem.cur.Load()+1)&1]
 	next.off, next.n, next.ready, next.moving = off, 0, 0, 0
-	next.carry, next.skip = sl.carry, sl.skip
-	if sl.skip[s] != 0 && bytes.IndexByte(raw, '\n') >= 0 {
-		next.skip[s] = 0
-	}
+	next.carry, next.mark = sl.carry, sl.mark
+	next.mark[s] = mark
 	next.carry[s] = int64(copy(next.line[s][:], rest))
 	copy(next.line[1-s][:], sl.line[1-s][:sl.carry[1-s]])
 	j.mem.cur.Add(1)
+	j.done("flip")
 	return nil
 }
 
@@ -232,19 +264,47 @@ func (j *journal) read(sl *slot, s int) error {
 	}
 }
 
+// drain empties the private pipe after an error: what is left in it would come into
+// the log of the next container.
+func (j *journal) drain() {
+	b := j.slot().raw[:]
+	for {
+		n, err := unix.Read(j.r, b)
+		if !errors.Is(err, unix.EINTR) && n <= 0 {
+			return
+		}
+	}
+}
+
 // write makes records of raw and puts them into the log at sl.off. What cannot be
-// written is counted and given up: a full disk must not stop the container.
-func (j *journal) write(t *tail, s int, raw []byte, sl *slot) (off int64, rest []byte) {
-	if sl.skip[s] != 0 {
-		_, raw, _ = bytes.Cut(raw, []byte{'\n'})
+// written is counted and given up: a full disk must not stop the container. It
+// returns where the next record goes, the line in progress and the stream's marks.
+func (j *journal) write(t *tail, s int, raw []byte, sl *slot) (off int64, rest []byte, mark int64) {
+	mark = sl.mark[s]
+	if mark&markLost != 0 {
+		end := bytes.IndexByte(raw, '\n')
+		if end < 0 {
+			return sl.off, nil, mark
+		}
+		if mark&markOpen == 0 {
+			end++
+		}
+		// Else the LF ends, as an empty record, the line whose beginning is in the log.
+		raw, mark = raw[end:], mark&^markLost
 	}
 	need := len(raw) + (bytes.Count(raw, []byte{'\n'})+len(raw)/t.max+1)*recordHead
 	j.out, rest = crilog.Append(slices.Grow(j.out[:0], need), streamName(s), time.Unix(0, sl.at), raw, t.max)
+	if ended := len(raw) - len(rest); ended > 0 {
+		mark &^= markOpen
+		if raw[ended-1] != '\n' {
+			mark |= markOpen
+		}
+	}
 	off = t.write(sl.off, j.out)
 	if cap(j.out) > 512<<10 {
 		j.out = nil // grown by a flood of empty lines
 	}
-	return off, rest
+	return off, rest, mark
 }
 
 // recordHead is the longest time, stream and tag of a record.

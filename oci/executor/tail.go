@@ -4,10 +4,12 @@
 package executor
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +37,7 @@ type tail struct {
 	file    fileID        // +checklocks:mu of log
 	off     int64         // +checklocks:mu where the next record goes
 	line    [2][]byte     // +checklocks:mu lines in progress
-	skip    [2]int64      // +checklocks:mu 1: the next bytes end a line whose beginning was lost
+	mark    [2]int64      // +checklocks:mu see markLost
 	sinks   []*sink       // +checklocks:mu attached clients
 	closed  bool          // +checklocks:mu the container has ended, and its log with it
 	discard bool          // +checklocks:mu what still comes is thrown away
@@ -145,10 +147,18 @@ func (t *tail) moveLocked(s, limit int) (more bool, err error) {
 //
 // +checklocks:t.mu
 func (t *tail) shrunkLocked() {
+	t.off = min(t.off, t.size())
+}
+
+// size returns how long the log file is, or, where nobody knows, more than that.
+//
+// Preconditions: t.mu is held, or the tail is not yet shared.
+func (t *tail) size() int64 {
 	var st unix.Stat_t
-	if t.log >= 0 && unix.Fstat(t.log, &st) == nil && st.Size < t.off {
-		t.off = st.Size
+	if t.log < 0 || unix.Fstat(t.log, &st) != nil {
+		return math.MaxInt64
 	}
+	return st.Size
 }
 
 // discardLocked throws away what a process that outlived the container writes:
@@ -317,8 +327,8 @@ func (t *tail) free() {
 	t.drainedLocked()
 }
 
-// write puts records at off and returns the offset after them; off itself if
-// they could not be written, after having counted them.
+// write puts records at off and returns the offset after those that could be
+// written; the others are counted.
 //
 // Preconditions: t.mu is held, or the tail is not yet shared.
 func (t *tail) write(off int64, records []byte) int64 {
@@ -332,14 +342,7 @@ func (t *tail) write(off int64, records []byte) int64 {
 			continue
 		}
 		if err != nil {
-			t.p.mu.Lock()
-			t.p.dropped += uint64(len(records))
-			t.p.mu.Unlock()
-			if !t.failing {
-				t.failing = true
-				t.p.logf("log of container %s: %d bytes dropped, and more until it can be written again: %v", t.id, len(records), err)
-			}
-			return off
+			return t.writeFailed(off, records[:at-off], len(records), err)
 		}
 		rest, at = rest[n:], at+int64(n)
 	}
@@ -347,6 +350,24 @@ func (t *tail) write(off int64, records []byte) int64 {
 		t.failing = false
 	}
 	return at
+}
+
+// writeFailed deals with a write at off of which only a part was done: no part of a
+// record stays, since what comes next may be shorter.
+func (t *tail) writeFailed(off int64, written []byte, all int, err error) int64 {
+	whole := bytes.LastIndexByte(written, '\n') + 1
+	end := off + int64(whole)
+	if whole < len(written) {
+		err = errors.Join(err, unix.Ftruncate(t.log, end))
+	}
+	t.p.mu.Lock()
+	t.p.dropped += uint64(all - whole)
+	t.p.mu.Unlock()
+	if !t.failing {
+		t.failing = true
+		t.p.logf("log of container %s: %d bytes dropped, and more until it can be written again: %v", t.id, all-whole, err)
+	}
+	return end
 }
 
 // reopen makes the log go on in the file that path names now, at a boundary
@@ -421,9 +442,12 @@ func findLog(path string, id fileID) (fd int, size int64, err error) {
 	return fd, size, nil
 }
 
-// The tail file: magic, file id, offset, length and bytes of both lines, skip in
-// the length's highest bit. It is written while a journal still owns the container, so a torn write is repaired.
-const tailMagic = 0x6c696174 // "tail"
+// The tail file: magic, file id, offset, length and bytes of both lines, marks in
+// the length's highest bits. It is written while a journal still owns the container, so a torn write is repaired.
+const (
+	tailMagic = 0x6c696174 // "tail"
+	markShift = 62
+)
 
 func (t *tail) save() error {
 	b := make([]byte, 0, 48+len(t.line[0])+len(t.line[1]))
@@ -432,7 +456,7 @@ func (t *tail) save() error {
 	b = binary.LittleEndian.AppendUint64(b, t.file.Ino)
 	b = binary.LittleEndian.AppendUint64(b, uint64(t.off))
 	for s, l := range t.line {
-		b = binary.LittleEndian.AppendUint64(b, uint64(len(l))|uint64(t.skip[s])<<63)
+		b = binary.LittleEndian.AppendUint64(b, uint64(len(l))|uint64(t.mark[s])<<markShift)
 	}
 	b = append(append(b, t.line[0]...), t.line[1]...)
 	f, err := os.OpenFile(t.path, os.O_CREATE|os.O_WRONLY, 0o600)
@@ -461,15 +485,16 @@ func (t *tail) load() error {
 		}
 		head[i], b = binary.LittleEndian.Uint64(b), b[8:]
 	}
-	for s := range t.skip {
-		t.skip[s] = int64(head[4+s] >> 63)
-		head[4+s] &^= 1 << 63
+	var mark [2]int64
+	for s := range mark {
+		mark[s] = int64(head[4+s] >> markShift)
+		head[4+s] &^= 3 << markShift
 	}
-	if head[0] != tailMagic || head[4] > lineCap || head[5] > lineCap || head[4]+head[5] > uint64(len(b)) {
+	if head[0] != tailMagic || head[3] > math.MaxInt64 || head[4] > lineCap || head[5] > lineCap || head[4]+head[5] > uint64(len(b)) {
 		return fmt.Errorf("%s: %w", t.path, errTornTail)
 	}
 	t.file = fileID{Dev: head[1], Ino: head[2]}
-	t.off = int64(head[3])
+	t.off, t.mark = int64(head[3]), mark
 	for s, n := range head[4:6] {
 		if n > 0 {
 			t.line[s] = slices.Clone(b[:n])
