@@ -267,7 +267,13 @@ func (x *Executor) adoptExecs(c *container, names map[string][]int) {
 	}
 	for _, entry := range entries {
 		name := entry.Name()
-		if strings.HasSuffix(name, ".exit") || strings.HasSuffix(name, ".tmp") {
+		if of, isExit := strings.CutSuffix(name, ".exit"); isExit || strings.HasSuffix(name, ".tmp") {
+			if isExit && !exists(x.files.exec(c.id, of)) {
+				// It was acknowledged, and the executor died before all of it was forgotten.
+				if err := remove(x.files.exec(c.id, name)); err != nil {
+					klog.ErrorS(err, "remains of an exec", "container", c.id, "exec", of)
+				}
+			}
 			continue
 		}
 		e := &execProc{c: c, pidfd: -1, exited: make(chan struct{})}
