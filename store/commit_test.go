@@ -166,6 +166,7 @@ func TestAsyncOverSync(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := storetest.Folders(t)
+			cfg.OnFault = nil
 			db := storetest.OpenAt(t, cfg)
 			g := newGate()
 			db.FailDurable(t, g.point)
@@ -190,8 +191,19 @@ func TestAsyncOverSync(t *testing.T) {
 				t.Errorf("after the first commit: %s", state())
 			}
 			<-g.arrived
+			g.let <- unix.ENOSPC
+			wantErr(t, <-queued, unix.ENOSPC)
+			// What is in the file is older than what is in memory, and Check knows.
+			checkHeldUp(t, db, g)
+			<-g.arrived
+			ok(t, db.PutPodAsync(store.Pod{ID: "a", State: "async 3"}))
+			g.let <- nil
+			<-g.arrived
+			g.let <- unix.ENOSPC
+			checkHeldUp(t, db, g)
 			g.open()
-			ok(t, <-queued)
+			ok(t, db.Flush(t.Context()))
+			ok(t, db.PutPod(t.Context(), store.Pod{ID: "a", State: "async 2"}))
 			if state() != "async 2" {
 				t.Errorf("after all: %s", state())
 			}
@@ -200,6 +212,28 @@ func TestAsyncOverSync(t *testing.T) {
 				t.Errorf("reopened: %s", state())
 			}
 		})
+	}
+}
+
+// checkHeldUp checks a store whose commits fail.
+func checkHeldUp(t *testing.T, db *store.DB, g *gate) {
+	t.Helper()
+	checked := make(chan error)
+	go func() {
+		problems, err := db.Check(t.Context())
+		if len(problems) > 0 {
+			err = fmt.Errorf("problems %v", problems)
+		}
+		checked <- err
+	}()
+	for {
+		select {
+		case <-g.arrived:
+			g.let <- unix.ENOSPC
+		case err := <-checked:
+			ok(t, err)
+			return
+		}
 	}
 }
 
@@ -225,6 +259,9 @@ func TestAsyncBesideCommit(t *testing.T) {
 			wantErr(t, db.DeletePodAsync("p"), store.ErrInUse)
 			wantErr(t, db.PutContainerAsync(store.Container{ID: "d", PodID: "new"}), store.ErrDangling)
 			wantErr(t, db.PutContainerAsync(store.Container{ID: "d", PodID: "old"}), store.ErrDangling)
+			// Put after the commit, it is there either way.
+			ok(t, db.PutPodAsync(store.Pod{ID: "old"}))
+			ok(t, db.PutContainerAsync(store.Container{ID: "d", PodID: "old"}))
 			g.let <- let
 			wantErr(t, <-done, let)
 			g.open()
