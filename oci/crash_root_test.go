@@ -30,6 +30,7 @@ import (
 // crashOp is one operation of TestCrash. Each round has ids of its own.
 type crashOp struct {
 	name    string
+	scoped  bool                                                   // the systemd driver makes the container's cgroup
 	prepare func(r *rig, id string)                                // makes what the operation needs; nil: nothing
 	do      func(ctx context.Context, r *rig, id string) error     // may be called in another goroutine
 	check   func(t *testing.T, r *rig, id string, o wire.Observed) // after do has succeeded
@@ -48,11 +49,22 @@ func TestCrash(t *testing.T) {
 		seed = n
 	}
 	t.Logf("BERTH_TEST_SEED=%d", seed)
-	const rounds = 50
-	for _, op := range crashOps() {
+	rounds := 50
+	if testing.Short() {
+		rounds = 12
+	}
+	ops := crashOps()
+	if len(drivers(t)) > 1 {
+		ops = append(ops, crashInScope(ops, "create"), crashInScope(ops, "delete"))
+	}
+	for _, op := range ops {
 		t.Run(op.name, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
 			r := newRig(t)
+			if op.scoped {
+				r.always = inScope(r, r.slice("crash", true))
+				defer r.endSlices()
+			}
 			held := r.held()
 			longest := r.measure(op)
 			for n := range rounds {
@@ -186,6 +198,14 @@ func crashOps() []crashOp {
 			},
 		},
 	}
+}
+
+// crashInScope is one of ops with the systemd driver.
+func crashInScope(ops []crashOp, name string) crashOp {
+	op := ops[slices.IndexFunc(ops, func(op crashOp) bool { return op.name == name })]
+	op.name += " in a scope"
+	op.scoped = true
+	return op
 }
 
 // measure returns how long an operation takes, with some more for what it leaves

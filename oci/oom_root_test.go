@@ -126,6 +126,9 @@ func TestOOM(t *testing.T) {
 			r := newRig(t)
 			slots := make(chan struct{}, 3)
 			var wg sync.WaitGroup
+			if testing.Short() {
+				d.rounds /= 5
+			}
 			for n := range d.rounds * len(cases) {
 				c := cases[n%len(cases)]
 				if c.oom && c.code != 137 && d.byPID {

@@ -108,9 +108,16 @@ type rig struct {
 	log    string
 	config oci.StartConfig
 	exits  *exits
+	always option // nil: none; applied to each request before its own
 }
 
 func newRig(t testing.TB) *rig {
+	t.Helper()
+	return newRigOf(t, built.executor)
+}
+
+// newRigOf is newRig with another executor.
+func newRigOf(t testing.TB, binary string) *rig {
 	t.Helper()
 	name := "berth-test-" + strings.ToLower(rand.Text()[:8])
 	r := &rig{t: t, name: name, base: t.TempDir()}
@@ -121,7 +128,7 @@ func newRig(t testing.TB) *rig {
 	if err := os.MkdirAll(r.state, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	r.config = oci.StartConfig{State: r.state, Binary: built.executor, Log: r.log, Cgroup: "/" + name + "/keeper"}
+	r.config = oci.StartConfig{State: r.state, Binary: binary, Log: r.log, Cgroup: "/" + name + "/keeper"}
 	t.Cleanup(r.close)
 	r.makeRoot()
 	var err error
@@ -314,6 +321,9 @@ func (r *rig) request(id string, args []string, opts ...option) wire.Create {
 		Spec:    testSpec(args, "/"+r.name+"/"+id),
 		Rootfs:  wire.Rootfs{Lower: []string{filepath.Join(r.base, "root")}, Upper: upper, Work: work, Volatile: true},
 		LogPath: r.logPath(id),
+	}
+	if r.always != nil {
+		r.always(&req)
 	}
 	for _, o := range opts {
 		o(&req)

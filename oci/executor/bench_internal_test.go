@@ -22,7 +22,7 @@ const benchChunk = 655 * 100
 //
 // MB/s are of what the container writes; the log gets 141 bytes for 100.
 func BenchmarkPump(b *testing.B) {
-	for _, on := range []struct{ name, dir string }{{"tmpfs", benchTmpfs(b)}, {"disk", b.TempDir()}} {
+	for _, on := range []struct{ name, dir string }{{"tmpfs", memory(b)}, {"disk", b.TempDir()}} {
 		for _, pipe := range []struct {
 			name string
 			size int
@@ -31,16 +31,6 @@ func BenchmarkPump(b *testing.B) {
 			b.Run(on.name+"/pipe="+pipe.name+"/copy", func(b *testing.B) { benchCopy(b, on.dir, pipe.size) })
 		}
 	}
-}
-
-// benchTmpfs returns a folder on a tmpfs.
-func benchTmpfs(tb testing.TB) string {
-	dir, err := os.MkdirTemp("/dev/shm", "berth-bench-") //nolint:usetesting // on a tmpfs, which TempDir may not be
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
 }
 
 func benchPump(b *testing.B, dir string, pipeSize int) {

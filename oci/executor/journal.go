@@ -182,6 +182,10 @@ func (j *journal) take(t *tail, s int) (n int, err error) {
 // resume completes what a dead executor had begun: t is the tail of owner().
 func (j *journal) resume(t *tail) error {
 	sl := j.slot()
+	if !sl.sound() {
+		j.drain()
+		return fmt.Errorf("journal %d: not written by any executor", j.n)
+	}
 	// Not beyond the end of a file that somebody truncated since, or of another one
 	// that is there now: what lies between would be zeros.
 	sl.off = min(sl.off, t.size())
@@ -198,6 +202,13 @@ func (j *journal) resume(t *tail) error {
 		}
 	}
 	return j.disown(t)
+}
+
+// sound says whether the numbers are such as an executor writes.
+func (sl *slot) sound() bool {
+	within := func(n, most int64) bool { return 0 <= n && n <= most }
+	return sl.off >= 0 && within(sl.n, chunk) &&
+		within(sl.carry[0], lineCap) && within(sl.carry[1], lineCap)
 }
 
 // forget gives up what was in a private pipe that is gone, since the keeper died

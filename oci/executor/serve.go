@@ -10,7 +10,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -318,6 +321,9 @@ func (x *Executor) observe() wire.Observed {
 	return o
 }
 
+// tryTime is how long a new binary may take to tell its version.
+const tryTime = 10 * time.Second
+
 // replace makes room for new binaries: the keeper becomes its own at once, and
 // this executor ends, which is as safe as its death at any other moment.
 func (x *Executor) replace(r *wire.Replace) error {
@@ -325,8 +331,8 @@ func (x *Executor) replace(r *wire.Replace) error {
 		if path == "" {
 			continue
 		}
-		if err := unix.Access(path, unix.X_OK); err != nil {
-			return invalid("replace: %s: %v", path, err)
+		if err := tryBinary(path); err != nil {
+			return err
 		}
 	}
 	if r.Executor != "" {
@@ -338,11 +344,34 @@ func (x *Executor) replace(r *wire.Replace) error {
 		if err := x.keeper.Replace(r.Keeper); err != nil {
 			return err
 		}
+		// An answer, whatever it says, is the new one's. If there is none we become the
+		// keeper, and must not end before.
+		if err := x.keeper.Delete("replaced"); err != nil {
+			return err
+		}
 	}
 	if r.Executor != "" {
 		// After the answer had a chance to go out; the client takes the end of the
 		// connection for one, too.
 		go func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) }()
+	}
+	return nil
+}
+
+// tryBinary runs what is to replace us, so that a wrong file, or one whose
+// libraries are missing, is refused while nothing has happened yet.
+func tryBinary(path string) error {
+	if !filepath.IsAbs(path) {
+		return invalid("replace: %s: not an absolute path", path)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), tryTime)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return invalid("replace: %s --version: %v", path, err)
+	}
+	if !strings.HasPrefix(string(out), "berth-executor ") {
+		return invalid("replace: %s is no berth-executor: it says %.100q", path, out)
 	}
 	return nil
 }

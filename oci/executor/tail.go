@@ -130,10 +130,13 @@ func (t *tail) moveLocked(s, limit int) (more bool, err error) {
 			more, err = false, nil
 			break
 		}
-		if err != nil || n == 0 {
+		if n == 0 {
 			more = false
 			t.closeStreamLocked(s) // at its end, or of no further use
 			break
+		}
+		if err != nil {
+			break // these bytes are lost; the container must not wait for ever with the next
 		}
 	}
 	t.p.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,12 +29,7 @@ type world struct {
 func newWorld(tb testing.TB, dir string, pipeSize int) *world {
 	tb.Helper()
 	w := &world{tb: tb, dir: dir}
-	null, err := unix.Open("/dev/null", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { unix.Close(null) })
-	w.pump = &pump{null: null, journals: make(chan *journal, visits), logf: tb.Logf}
+	w.pump = &pump{null: -1, journals: make(chan *journal, visits), logf: tb.Logf}
 	for s := range w.read {
 		w.read[s], w.write[s] = w.pipe(0)
 		if err := unix.SetNonblock(w.read[s], true); err != nil {
@@ -46,16 +42,13 @@ func newWorld(tb testing.TB, dir string, pipeSize int) *world {
 		}
 	}
 	w.renewPrivate()
-	f, err := os.OpenFile(w.logPath(), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
-	if err != nil {
+	var err error
+	if w.logFD, err = unix.Open(w.logPath(), unix.O_CREAT|unix.O_TRUNC|unix.O_RDWR|unix.O_CLOEXEC, 0o600); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { f.Close() })
-	w.logFD = int(f.Fd())
-	for _, name := range []string{"tail", "journal"} {
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-			tb.Fatal(err)
-		}
+	// A journal that nobody owns has what its last owner left, and that counts for nothing.
+	if err := os.RemoveAll(filepath.Join(dir, "tail")); err != nil {
+		tb.Fatal(err)
 	}
 	return w
 }
@@ -70,6 +63,34 @@ func (w *world) pipe(flags int) (r, wr int) {
 	}
 	return p[0], p[1]
 }
+
+// memory returns a folder on a tmpfs, as the state folder is, where the machine has one.
+func memory(tb testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "berth-test-") //nolint:usetesting // TempDir is on a disk
+	if err != nil {
+		return tb.TempDir()
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// close ends the world before its test does, which may make thousands.
+func (w *world) close() {
+	for _, fd := range []int{w.read[0], w.read[1], w.write[0], w.write[1], w.private[0], w.private[1], w.logFD} {
+		unix.Close(fd)
+	}
+}
+
+func (w *world) log() []byte {
+	w.tb.Helper()
+	b, err := os.ReadFile(w.logPath())
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	return b
+}
+
+func testTime() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC) }
 
 // renewPrivate is what the death of the keeper does: the private pipe and what is
 // in it are gone.
