@@ -304,8 +304,12 @@ func TestJournalSurvivesDeathAnywhere(t *testing.T) {
 			{0, "a"}, {1, "b"}, {0, "a"}, {0, "a\nnext"}, {1, "b\n"}, {0, "\n\n"}, {0, "no end"},
 		}},
 		{name: "lines longer than a record", max: 16, again: 8, writes: []output{
-			{0, "0123456789abcdef"}, {0, "\n"}, {0, "0123456789abcdef" + "0"}, {1, strings.Repeat("y", 100)},
-			{0, "123456789abcde\n" + strings.Repeat("z", 40) + "\nz"}, {1, "\n"},
+			{0, "0123456789abcdef"},
+			{0, "\n"},
+			{0, "0123456789abcdef" + "0"},
+			{1, strings.Repeat("y", 100)},
+			{0, "123456789abcde\n" + strings.Repeat("z", 40) + "\nz"},
+			{1, "\n"},
 		}},
 		{name: "a byte a record", max: 1, again: 3, writes: []output{{0, "ab\n\ncd"}, {0, "\n"}}},
 		{name: "more than a chunk", max: crilog.MaxLine, again: 2, writes: []output{
