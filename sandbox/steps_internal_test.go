@@ -94,14 +94,14 @@ func stepsOf(n, failing int) []step[*world] {
 		name := fmt.Sprintf("s%d", i)
 		list = append(list, step[*world]{
 			name: name,
-			do: func(ctx context.Context, w *world) error {
+			do: func(w *world, ctx context.Context) error {
 				if i == failing {
 					return errRefused
 				}
 				w.do(ctx, name)
 				return nil
 			},
-			undo: func(_ context.Context, w *world) error { return w.undo(name) },
+			undo: func(w *world, _ context.Context) error { return w.undo(name) },
 		})
 	}
 	return list
@@ -174,7 +174,7 @@ func TestStepsMutants(t *testing.T) {
 		"enter after do": {
 			climb: func(ctx context.Context, w *world, steps []step[*world]) error {
 				for _, s := range steps {
-					if err := s.do(ctx, w); err != nil {
+					if err := s.do(w, ctx); err != nil {
 						return withUndo(err, unwind(ctx, w, steps))
 					}
 					if err := w.enter(ctx, s.name); err != nil {
@@ -190,7 +190,7 @@ func TestStepsMutants(t *testing.T) {
 			unwind: func(ctx context.Context, w *world, steps []step[*world]) error {
 				for _, s := range steps {
 					if slices.Contains(w.entered(), s.name) {
-						if err := errors.Join(s.undo(ctx, w), w.leave(ctx, s.name)); err != nil {
+						if err := errors.Join(s.undo(w, ctx), w.leave(ctx, s.name)); err != nil {
 							return err
 						}
 					}
@@ -203,7 +203,7 @@ func TestStepsMutants(t *testing.T) {
 			unwind: func(ctx context.Context, w *world, steps []step[*world]) error {
 				for _, name := range slices.Backward(w.entered()) {
 					i := slices.IndexFunc(steps, func(s step[*world]) bool { return s.name == name })
-					if err := errors.Join(w.leave(ctx, name), steps[i].undo(ctx, w)); err != nil {
+					if err := errors.Join(w.leave(ctx, name), steps[i].undo(w, ctx)); err != nil {
 						return err
 					}
 				}
@@ -213,7 +213,7 @@ func TestStepsMutants(t *testing.T) {
 		"no undo after a failure": {
 			climb: func(ctx context.Context, w *world, steps []step[*world]) error {
 				for _, s := range steps {
-					if err := errors.Join(w.enter(ctx, s.name), s.do(ctx, w)); err != nil {
+					if err := errors.Join(w.enter(ctx, s.name), s.do(w, ctx)); err != nil {
 						return err
 					}
 				}
@@ -237,7 +237,7 @@ func TestUnwindStopsAtAFailure(t *testing.T) {
 	if err := climb(t.Context(), w, steps); err != nil {
 		t.Fatal(err)
 	}
-	steps[1].undo = func(context.Context, *world) error { return errRefused }
+	steps[1].undo = func(*world, context.Context) error { return errRefused }
 	if err := unwind(t.Context(), w, steps); !errors.Is(err, errRefused) {
 		t.Errorf("unwind = %v, want refused", err)
 	}

@@ -74,8 +74,8 @@ func rows() []Row {
 
 		{
 			Package: "sandbox", Level: 3,
-			Imports: []string{"image", "image/overlay", "network", "oci", "oci/spec", "oci/ns", "oci/cgroup", "store"},
-			Why:     "image/overlay: it hands the description of a mount from image to oci",
+			Imports: []string{"image", "image/overlay", "network", "oci", "oci/wire", "oci/spec", "oci/ns", "oci/cgroup", "store", "store/content"},
+			Why:     "image/overlay: it hands the description of a mount from image to oci; oci/wire: what it asks of the executor; store/content: digests",
 		},
 
 		{Package: "image", Level: 2, Imports: []string{"image/ref", "image/registry", "image/unpack", "image/overlay", "store", "store/content"}},

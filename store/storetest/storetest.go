@@ -6,6 +6,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -23,6 +24,24 @@ func Folders(tb testing.TB) store.Config {
 		State:   filepath.Join(folder, "state"),
 		OnFault: func(err error) { tb.Errorf("store: %v", err) },
 	}
+}
+
+// MemoryFolders is Folders where a sync costs nothing, for tests that open hundreds of
+// stores and are not about the disk. Where there is no /dev/shm it is Folders.
+func MemoryFolders(tb testing.TB) store.Config {
+	tb.Helper()
+	cfg := Folders(tb)
+	folder, err := os.MkdirTemp("/dev/shm", "berth-test-") //nolint:usetesting // TempDir is on a disk
+	if err != nil {
+		return cfg
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(folder); err != nil {
+			tb.Error(err)
+		}
+	})
+	cfg.Root, cfg.State = filepath.Join(folder, "root"), filepath.Join(folder, "state")
+	return cfg
 }
 
 // Open opens a store in folders of the test's own. See [OpenAt].
