@@ -153,6 +153,11 @@ func stopSignalOf(pl *plan) (string, error) {
 
 // spec makes the container's runtime spec.
 func (rt *Runtime) spec(ctx context.Context, c *container, pl *plan) (*specs.Spec, error) {
+	return rt.specOf(ctx, c, pl, true)
+}
+
+// specOf is spec, with or without the devices of the node for a container that gets all.
+func (rt *Runtime) specOf(ctx context.Context, c *container, pl *plan, devices bool) (*specs.Spec, error) {
 	podID := string(c.pod.id)
 	at, err := rt.cfg.Driver.Container(pl.pod.GetLinux().GetCgroupParent(), cgroup.Leaf{Prefix: rt.cfg.CgroupPrefix, ID: string(c.id)})
 	if err != nil {
@@ -185,7 +190,7 @@ func (rt *Runtime) spec(ctx context.Context, c *container, pl *plan) (*specs.Spe
 			return nil, err
 		}
 	}
-	if pl.config.GetLinux().GetSecurityContext().GetPrivileged() {
+	if devices && pl.config.GetLinux().GetSecurityContext().GetPrivileged() {
 		if in.HostDevices, err = find("/dev"); err != nil {
 			return nil, err
 		}

@@ -54,8 +54,7 @@ func (rt *Runtime) watch(ctx context.Context) {
 // noteExit records an exit. What follows from it is not waited for.
 func (rt *Runtime) noteExit(ctx context.Context, x wire.Exit) {
 	if x.Exec != "" {
-		// Whoever wanted to know has been told by its own request, or is gone.
-		rt.report(rt.cfg.Exits.Ack(ctx, x.ID, x.Exec), "container", x.ID)
+		rt.noteExecExit(x)
 		return
 	}
 	rt.mu.Lock()

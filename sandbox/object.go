@@ -14,6 +14,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-cri/berth/oci/wire"
 	"github.com/berth-cri/berth/store"
 	"github.com/berth-cri/berth/store/content"
 )
@@ -210,6 +211,7 @@ type container struct {
 	// plan is what the creation works with; nil afterwards.
 	plan    *plan
 	durable *future
+	process wire.Created // of the start under way
 
 	ended    chan struct{} // closed when it has no process any more, or never had one
 	endOnce  sync.Once

@@ -253,6 +253,11 @@ func (rt *Runtime) sweep(ctx context.Context, s *seen) {
 		defer rt.mu.Unlock()
 		return rt.pods[store.PodID(id)] != nil || rt.containers[store.ContainerID(id)] != nil
 	}
+	for _, e := range s.execs { // of a berth that is no more: nobody reads what they write
+		if e.Exit == nil {
+			rt.report(rt.cfg.Streams.ExecKill(ctx, e.ID, e.Exec), "container", e.ID)
+		}
+	}
 	for id := range s.containers {
 		if !known(id) {
 			err := rt.cfg.Executor.KillAll(ctx, id)

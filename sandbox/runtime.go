@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -74,6 +75,9 @@ type Network interface {
 	// Detach undoes Attach, whether that was done, done in part, or not at all, and
 	// however often it is called. The namespace may be gone.
 	Detach(ctx context.Context, p PodNetwork) error
+	// Dial connects to a port on the loopback interface of a network namespace, by its
+	// path; of the node's own where that is "".
+	Dial(ctx context.Context, netns string, port int32) (net.Conn, error)
 }
 
 // PodNetwork is what a network must know of a pod.
@@ -98,6 +102,8 @@ type Images interface {
 	// ReadFile reads a file of an image, as a container would see it: fs.ErrNotExist
 	// where there is none. It reads up to limit bytes.
 	ReadFile(ctx context.Context, image store.ImageID, path string, limit int64) ([]byte, error)
+	// Usage returns what a container has written, as counted a short while ago.
+	Usage(ctx context.Context, id store.ContainerID) (Usage, error)
 }
 
 // Namespaces makes what the containers of a pod share.
@@ -107,6 +113,8 @@ type Namespaces interface {
 	Pinned(id store.PodID) (bool, error)
 	Remove(id store.PodID) error
 	List() ([]string, error)
+	// Counters reads what the interfaces of a pod have counted, but for the loopback.
+	Counters(id store.PodID) ([]LinkCounters, error)
 }
 
 // Config is what a Runtime is made of.
@@ -114,6 +122,7 @@ type Config struct {
 	Store      *store.DB
 	Executor   Executor
 	Exits      Exits
+	Streams    Streams
 	Network    Network
 	Images     Images
 	Namespaces Namespaces
@@ -124,6 +133,7 @@ type Config struct {
 	Root string
 
 	Features     spec.Features
+	Cgroups      cgroup.Host
 	Driver       cgroup.Driver
 	CgroupPrefix string // of a container's scope; "" is "berth"
 	Handlers     map[string]spec.Handler
@@ -166,7 +176,9 @@ type Runtime struct {
 	retried    map[string]bool                  // +checklocks:mu; by id: what is tried again
 	closed     bool                             // +checklocks:mu
 
-	feed feed
+	feed  feed
+	execs execExits
+	cpu   rates
 }
 
 // podName is what a kubelet knows a pod by before it has an id.

@@ -61,6 +61,7 @@ var podVerdicts = map[PodState]map[bool]verdict{ //nolint:gochecknoglobals // a 
 type seen struct {
 	pods       map[string]bool
 	containers map[string]wire.Container
+	execs      []wire.ExecState
 }
 
 func (rt *Runtime) observe(ctx context.Context) (*seen, error) {
@@ -68,7 +69,7 @@ func (rt *Runtime) observe(ctx context.Context) (*seen, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &seen{pods: make(map[string]bool), containers: make(map[string]wire.Container)}
+	s := &seen{pods: make(map[string]bool), containers: make(map[string]wire.Container), execs: o.Execs}
 	for _, id := range o.Pods {
 		s.pods[id] = true
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -359,6 +360,11 @@ func (s simNetwork) Detach(ctx context.Context, p PodNetwork) error {
 	return s.l.effect(ctx, "detach", func() error { delete(s.l.attached, string(p.ID)); return nil })
 }
 
+func (s simNetwork) Dial(ctx context.Context, _ string, port int32) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+}
+
 type simImages struct{ l *life }
 
 func (s simImages) Resolve(_ context.Context, name string) (Image, error) {
@@ -387,4 +393,12 @@ func (s simImages) RemoveRootfs(ctx context.Context, id store.ContainerID) error
 
 func (s simImages) ReadFile(context.Context, store.ImageID, string, int64) ([]byte, error) {
 	return nil, fs.ErrNotExist
+}
+
+func (s simImages) Usage(context.Context, store.ContainerID) (Usage, error) {
+	return Usage{Mountpoint: "/", Bytes: 4096, Inodes: 1, At: time.Now()}, nil
+}
+
+func (s simNamespaces) Counters(store.PodID) ([]LinkCounters, error) {
+	return []LinkCounters{{Name: "eth0", RxBytes: 1}}, nil
 }

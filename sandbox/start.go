@@ -45,7 +45,8 @@ func (c *container) start(ctx context.Context) error {
 	if err := climbFrom(ctx, c, c.rt.containerSteps, stepRootfs); err != nil {
 		return errors.Join(err, c.startFailed(ctx, err))
 	}
-	err := c.change(ctx, started, func(r *store.Container, _ *progress) {
+	err := c.change(ctx, started, func(r *store.Container, pr *progress) {
+		pr.PID, pr.Start = c.process.PID, c.process.Start
 		if r.StartedAt = begun.UTC().Round(0); r.StartedAt.Before(r.CreatedAt) {
 			r.StartedAt = r.CreatedAt // the clock was set back
 		}
@@ -81,7 +82,7 @@ func (c *container) doProcess(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.rt.cfg.Executor.Create(ctx, req); err != nil {
+	if c.process, err = c.rt.cfg.Executor.Create(ctx, req); err != nil {
 		return err
 	}
 	return c.rt.cfg.Executor.Start(ctx, string(c.id))
