@@ -167,7 +167,9 @@ func (p *Repository) wrap(what string, err error) error {
 //
 //	host 1 ──fails──▶ host 2 ──fails──▶ … ──▶ wait ──▶ host 1 …
 //
-// A host whose failure is final is not asked again; one that may answer later is, after the others.
+// A host whose failure is final is not asked again; one that may answer later is, after the others. One that
+// has just made this pull wait for nothing is asked last: a mirror that is down costs its timeout once, and
+// not once for each layer.
 type round struct {
 	p        *Repository
 	left     []*endpoint
@@ -180,11 +182,17 @@ type round struct {
 // round begins with the hosts that may be asked.
 func (p *Repository) round(may func(*endpoint) bool) (*round, error) {
 	r := &round{p: p, until: make(map[*endpoint]time.Time), failures: make(map[*endpoint]*failure)}
+	var ailing []*endpoint
 	for _, e := range p.endpoints {
-		if may(e) {
+		switch {
+		case !may(e):
+		case e.ailing.Load():
+			ailing = append(ailing, e)
+		default:
 			r.left = append(r.left, e)
 		}
 	}
+	r.left = append(r.left, ailing...)
 	if len(r.left) == 0 {
 		return nil, fmt.Errorf("%w: no host of the registry's hosts.toml has the capability", ErrConfig)
 	}
@@ -233,6 +241,9 @@ func (r *round) failed(ctx context.Context, e *endpoint, err error) error {
 		return err
 	}
 	r.failures[e] = f
+	if f.ails() {
+		e.ailing.Store(true)
+	}
 	if f.after > maxWait {
 		f.temporary = false
 		f.cause = e.told(fmt.Sprintf("%s; it asks to be left alone for %s", f.cause, f.after.Round(time.Second)), f.cause)

@@ -43,6 +43,7 @@ type endpoint struct {
 	foreign http.RoundTripper // to hosts that it names: without client certificates
 	plain   atomic.Bool       // plainFallback: the host speaks no TLS
 	reached *atomic.Bool      // of the whole pull
+	ailing  atomic.Bool       // it did not answer the last time
 	auth    *authorizer
 }
 
@@ -67,6 +68,7 @@ func (e *endpoint) do(ctx context.Context, q ask) (*http.Response, error) {
 			return nil, err
 		}
 		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
+			e.ailing.Store(false)
 			return resp, nil
 		}
 		why := e.refusal(resp, away)

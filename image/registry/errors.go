@@ -6,6 +6,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 	"unicode"
@@ -60,6 +61,12 @@ func (f *failure) Unwrap() []error {
 		return []error{f.class}
 	}
 	return []error{f.class, f.cause}
+}
+
+// ails reports whether the host as such is in a bad state, and not one connection to it.
+func (f *failure) ails() bool {
+	timeout, ok := errors.AsType[net.Error](f.cause)
+	return f.temporary && (f.unreached || f.status != 0 || errors.Is(f.cause, errStalled) || ok && timeout.Timeout())
 }
 
 // asFailure finds the failure in an error, or nil.

@@ -5,6 +5,7 @@ package registry_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -235,6 +236,57 @@ func TestMirrorTakesOver(t *testing.T) {
 	}
 	if want := " bytes=51200-102399 bytes=30720-102399 bytes=81920-102399"; strings.Join(got, " ") != want {
 		t.Errorf("ranges %q", got)
+	}
+}
+
+// TestMirrorDown has a mirror that does not answer, or with errors only: it is asked once in a pull, and
+// again when the registry itself fails.
+func TestMirrorDown(t *testing.T) {
+	for name, down := range map[string]middleware{
+		"silent": func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() },
+		"silent after the header": func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.NewResponseController(w).Flush() //nolint:errcheck // it is a test's
+			<-r.Context().Done()
+		},
+		"503": func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { fail(w, 503, "", "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			origin, mirror := start(t, nil), start(t, nil)
+			img := origin.image(t, "app", "v1", 10, 20, 30)
+			mirror.set(down)
+			root := hostsFolder(t, origin.host, fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = ['pull']\n", origin.URL, mirror.URL))
+			client := newClient(t, registry.Options{ConfigPath: []string{root}, NoProgress: time.Second})
+			p := repository(t, client, origin.host+"/app:v1", registry.Auth{})
+			if err := pullAll(t, p); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(mirror.asked()); n != 1 {
+				t.Errorf("the mirror was asked %d times", n)
+			}
+
+			mirror.set(nil)
+			mirror.blob(t, "app", img.bytes[img.layers[0].Digest])
+			origin.set(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { fail(w, 503, "", "") })
+			for range 2 {
+				if err := p.Fetch(t.Context(), img.layers[0], openStore(t), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n, k := len(mirror.asked()), len(origin.asked()); n != 2 || k != 6+1 {
+				t.Errorf("the mirror was asked %d times, the registry %d times", n, k)
+			}
+
+			mirror.set(down)
+			origin.set(nil)
+			for range 2 {
+				if err := p.Fetch(t.Context(), img.layers[0], openStore(t), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n, k := len(mirror.asked()), len(origin.asked()); n != 1 || k != 2 {
+				t.Errorf("the mirror was asked %d times, the registry %d times", n, k)
+			}
+		})
 	}
 }
 
