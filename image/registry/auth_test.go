@@ -579,7 +579,8 @@ func TestSecretsDoNotShow(t *testing.T) {
 					}
 					fail(w, status, said, said)
 				})
-				root := hostsFolder(t, s.host, "[header]\nx-own = 'hosts-header'\n")
+				// Twice the same, so that what the first one says is logged.
+				root := hostsFolder(t, s.host, fmt.Sprintf("[header]\nx-own = 'hosts-header'\n[host.%q.header]\nx-own = 'hosts-header'\n", s.URL))
 				client := newClient(t, registry.Options{Retries: 1, ConfigPath: []string{root}})
 				p := repository(t, client, s.host+"/app:v1", auth)
 				ctx := klog.NewContext(t.Context(), logger)

@@ -7,6 +7,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"path"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	image "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -329,6 +331,37 @@ func TestBlobAtOffset(t *testing.T) {
 		_, err = p.Document(t.Context(), registry.Descriptor{Digest: d, Size: 1})
 		wantErr(t, err, content.ErrBadDigest)
 	}
+}
+
+// TestCloseEarly closes a blob of which only a little was read: the connection is let go of.
+func TestCloseEarly(t *testing.T) {
+	ended := make(chan struct{})
+	s := start(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		_, _ = w.Write([]byte("hello"))
+		http.NewResponseController(w).Flush() //nolint:errcheck // what is not sent is not read
+		<-r.Context().Done()
+		close(ended)
+	})
+	p := repository(t, newClient(t, registry.Options{}), s.host+"/app", registry.Auth{})
+	b, err := p.Blob(t.Context(), registry.Descriptor{Digest: content.FromBytes(nil), Size: 1 << 20}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(b, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the connection is still there")
+	}
+	_, err = b.Read(make([]byte, 1))
+	wantErr(t, err, fs.ErrClosed)
 }
 
 // BenchmarkFetch fetches 64 MiB into a store: connection, hash and disk.
