@@ -78,7 +78,7 @@ func rows() []Row {
 			Why:     "image/overlay: it hands the description of a mount from image to oci; oci/wire: what it asks of the executor; store/content: digests",
 		},
 
-		{Package: "image", Level: 2, Imports: []string{"image/ref", "image/registry", "image/unpack", "image/overlay", "store", "store/content"}},
+		{Package: "image", Level: 2, Imports: []string{"image/ref", "image/registry", "image/unpack", "image/overlay", "image/seal", "store", "store/content"}},
 		{Package: "network", Level: 2, Imports: []string{"oci/ns", "store"}, Why: "oci/ns: dialling into a pod"},
 		{
 			Package: "oci", Level: 2, Imports: []string{"oci/wire", "oci/cgroup", "store"}, Tests: []string{"oci/crilog"},
@@ -100,13 +100,20 @@ func rows() []Row {
 		{Package: "oci/crilog", Level: 1},
 		{Package: "oci/keeper", Level: 1},
 		{Package: "image/registry", Level: 1, Imports: []string{"image/ref", "store/content"}},
-		{Package: "image/unpack", Level: 1},
-		{Package: "image/overlay", Level: 1, Imports: []string{"store/content"}, Why: "a layer's folder is named by its digest"},
+		{
+			Package: "image/unpack", Level: 1, Imports: []string{"image/seal", "store/content"},
+			Why: "a diffID is a digest; image/seal: it lists what it wrote",
+		},
+		{
+			Package: "image/overlay", Level: 1, Imports: []string{"image/seal", "store/content"},
+			Why: "a layer's folder is named by its digest; image/seal: it checks what unpack listed",
+		},
 		{Package: "store", Level: 1, Imports: []string{"image/ref", "store/content"}, Why: "typed references and digests in records"},
 
 		{Package: "store/storetest", Level: 2, Imports: []string{"store"}, Why: "opens a store for a test, and checks it when the test ends"},
 
 		{Package: "image/ref", Level: 0},
+		{Package: "image/seal", Level: 0, Why: "what unpack writes and overlay checks"},
 		{Package: "store/content", Level: 0},
 		{Package: "hack/leak", Level: 0, Why: "tests of all packages import it"},
 		{Package: "hack/layers", Level: 0},
