@@ -140,8 +140,15 @@ func (t *tree) whiteout(d *folder, base string) error {
 	return t.setOpaque(&folder{path: path, fd: fd})
 }
 
-// remove takes away what an earlier entry of the archive has made.
+// remove takes away what an earlier entry of the archive has made. All folders but d may be closed then.
 func (t *tree) remove(d *folder, base string, st *unix.Stat_t) error {
+	if kind := st.Mode & unix.S_IFMT; kind == unix.S_IFDIR || kind == unix.S_IFLNK {
+		t.folders.forget(d)
+	}
+	return t.take(d, base, st)
+}
+
+func (t *tree) take(d *folder, base string, st *unix.Stat_t) error {
 	kind := st.Mode & unix.S_IFMT
 	path := join(d.path, base)
 	flags := 0
@@ -151,9 +158,6 @@ func (t *tree) remove(d *folder, base string, st *unix.Stat_t) error {
 			return err
 		}
 		delete(t.implicit, t.hash(path))
-	}
-	if kind == unix.S_IFDIR || kind == unix.S_IFLNK {
-		t.folders.forget(d)
 	}
 	if err := unix.Unlinkat(d.fd, base, flags); err != nil {
 		return pathError("remove", d, base, err)
@@ -194,7 +198,7 @@ func (t *tree) empty(parent *folder, base string) error {
 			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 				return pathError("stat", d, name, err)
 			}
-			if err := t.remove(d, name, &st); err != nil {
+			if err := t.take(d, name, &st); err != nil {
 				return err
 			}
 		}
