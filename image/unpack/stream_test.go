@@ -259,10 +259,10 @@ func FuzzUnpack(f *testing.F) {
 		f.Add(archive(f, entries...))
 	}
 	f.Add(zip(f, archive(f, root(), file("a", "1"))))
+	u := unpack.New(unpack.Options{Limits: unpack.Limits{Bytes: 8 << 20, Sparse: 1 << 20, Entries: 1000}})
 	f.Fuzz(func(t *testing.T, blob []byte) {
 		l := newLayer(t)
 		outside := list(t, strings.TrimSuffix(l.path, "/fs"))
-		u := unpack.New(unpack.Options{Limits: unpack.Limits{Bytes: 8 << 20, Sparse: 1 << 20, Entries: 1000}})
 		err := l.unpack(u, blob)
 		if err == nil && l.result.Dependent() {
 			err = l.settle()
