@@ -284,7 +284,7 @@ func TestDamage(t *testing.T) {
 
 func TestStrangers(t *testing.T) {
 	root := t.TempDir()
-	open(t, root).Close()
+	wantErr(t, open(t, root).Close(), nil)
 	strange := filepath.Join(root, "layers", "lost+found")
 	if err := os.Mkdir(strange, 0o700); err != nil {
 		t.Fatal(err)
@@ -440,7 +440,7 @@ func TestDeepTrash(t *testing.T) {
 // TestTrashGoesOn has a process die with things in the trash: the next one deletes them.
 func TestTrashGoesOn(t *testing.T) {
 	root := t.TempDir()
-	open(t, root).Close()
+	wantErr(t, open(t, root).Close(), nil)
 	if err := os.MkdirAll(filepath.Join(root, "trash/x/y"), 0o700); err != nil {
 		t.Fatal(err)
 	}
