@@ -176,6 +176,9 @@ func TestForeignLinks(t *testing.T) {
 		"a symbolic link": {[]*tar.Header{root(), hardlink("b", "s")}, []string{"/ 755", "b -> x", "s = b"}, nil},
 		"a device":        {[]*tar.Header{root(), hardlink("b", "c")}, []string{"/ 755", "b device 20644 1:3", "c = b"}, nil},
 		"then replaced":   {[]*tar.Header{root(), hardlink("b", "a"), file("b", "new")}, []string{"/ 755", "b 644 \"new\""}, nil},
+		"then replaced, and that one linked to": { // it may have the inode of what stood there
+			[]*tar.Header{root(), hardlink("b", "a"), file("b", "new"), hardlink("c", "b")}, []string{"/ 755", "b 644 \"new\"", "c = b"}, nil,
+		},
 		"then its folder replaced": {
 			[]*tar.Header{root(), dir("e"), hardlink("e/b", "a"), file("e", "new")}, []string{"/ 755", "e 644 \"new\""}, nil,
 		},

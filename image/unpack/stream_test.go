@@ -79,6 +79,7 @@ func TestStreams(t *testing.T) {
 		"plain, cut":                {raw[:half], unpack.ErrArchive},
 		"plain, no end":             {raw[:len(raw)-1024], nil},
 		"plain, more behind":        {slices.Concat(raw, []byte("garbage")), nil},
+		"plain, megabytes behind":   {slices.Concat(raw, make([]byte, 4<<20)), nil},
 		"not a tar":                 {[]byte(strings.Repeat("garbage ", 100)), unpack.ErrArchive},
 		"one byte":                  {[]byte("x"), unpack.ErrArchive},
 	} {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -190,4 +191,32 @@ func TestLimits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestManyFolders goes around more folders than are kept open.
+func TestManyFolders(t *testing.T) {
+	entries := []*tar.Header{root()}
+	want := []string{"/ 755"}
+	const n = 150
+	for i := range n {
+		entries = append(entries, dir(fmt.Sprintf("d%03d", i)))
+		want = append(want, fmt.Sprintf("d%03d/ 755", i))
+	}
+	for i := range n {
+		entries = append(entries, file(fmt.Sprintf("d%03d/f", i*7%n), fmt.Sprint(i*7%n)))
+		want = append(want, fmt.Sprintf("d%03d/f 644 \"%d\"", i, i))
+	}
+	for i := range n {
+		entries = append(entries, hardlink(fmt.Sprintf("d%03d/g", i), fmt.Sprintf("d%03d/f", (i+70)%n)))
+	}
+	for i := range n { // the first name is what a walk comes to first
+		f, g := fmt.Sprintf("d%03d/f", i), fmt.Sprintf("d%03d/g", (i+n-70)%n)
+		if g < f {
+			want[1+n+i] = strings.Replace(want[1+n+i], f, g, 1)
+			f, g = g, f
+		}
+		want = append(want, g+" = "+f)
+	}
+	slices.Sort(want)
+	equal(t, unpacked(t, entries).tree(), want)
 }
