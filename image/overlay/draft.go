@@ -154,8 +154,8 @@ func (d *Draft) finish(l Layer) error {
 
 // rename makes a draft a layer.
 func (s *Store) rename(r Ready) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.changes.Lock()
+	defer s.changes.Unlock()
 	to := s.layerPath(r.Layer.ID)
 	err := unix.Renameat2(unix.AT_FDCWD, r.Draft.path, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	switch {
@@ -165,6 +165,8 @@ func (s *Store) rename(r Ready) error {
 		return &os.LinkError{Op: "rename", Old: r.Draft.path, New: to, Err: err}
 	}
 	r.Draft.close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.layers[r.Layer.ID] = entry{layer: r.Layer}
 	return nil
 }

@@ -430,8 +430,20 @@ func TestDeepTrash(t *testing.T) {
 	if u, err := s.Measure(t.Context(), "deep"); err != nil || u.Inodes < 60 {
 		t.Errorf("%+v, %v", u, err)
 	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = 200
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
 	wantErr(t, s.RemoveContainer(t.Context(), "deep"), nil)
 	wantErr(t, s.Drain(t.Context()), nil)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
 	if left := names(t, root, "trash"); len(left) != 0 {
 		t.Errorf("left %q", left)
 	}

@@ -49,6 +49,11 @@ type Store struct {
 	volatile bool
 	trash    *trash
 
+	// changes is held while layers/ changes, so that the map says what the disk does. Readers never take
+	// it: a rename may wait for the disk.
+	changes sync.Mutex
+
+	// mu is taken after changes, and is held over nothing that waits.
 	mu sync.Mutex
 	// layers is what stands in layers/.
 	// +checklocks:mu
@@ -140,15 +145,13 @@ func (s *Store) prepare() error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, name := range names {
-		id, ok := layerID(name.Name())
-		if !ok {
-			continue // not ours, so not ours to judge
+		if id, ok := layerID(name.Name()); ok { // another is not ours, so not ours to judge
+			layer, err := s.read(id)
+			s.mu.Lock()
+			s.layers[id] = entry{layer, err}
+			s.mu.Unlock()
 		}
-		layer, err := s.read(id)
-		s.layers[id] = entry{layer, err}
 	}
 	if err := syncFolder(s.path(layersFolder)); err != nil {
 		return err
@@ -273,11 +276,13 @@ func (s *Store) Remove(ctx context.Context, id content.Digest) error {
 	if err := errors.Join(ctx.Err(), id.Validate()); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.changes.Lock()
+	defer s.changes.Unlock()
 	if err := s.trash.take(s.layerPath(id)); err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.layers, id)
 	return nil
 }

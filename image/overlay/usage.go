@@ -57,8 +57,14 @@ func (s *Store) Measure(ctx context.Context, name string) (Usage, error) {
 	}
 	u := Usage{Bytes: int64(math.Round(m.bytes)), Inodes: int64(math.Round(m.inodes)), Time: time.Now()}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.used[name] = u
+	s.mu.Unlock()
+	if _, err := os.Lstat(s.path(containersFolder, name)); errors.Is(err, os.ErrNotExist) { // removed meanwhile
+		s.mu.Lock()
+		delete(s.used, name)
+		s.mu.Unlock()
+		return Usage{}, fmt.Errorf("%w: container %s", ErrNotFound, name)
+	}
 	return u, nil
 }
 
