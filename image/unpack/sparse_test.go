@@ -85,7 +85,13 @@ func TestReplaceSparse(t *testing.T) {
 	if err := os.Truncate(filepath.Join(folder, "f"), 4<<20); err != nil {
 		t.Fatal(err)
 	}
-	blob, err := exec.CommandContext(t.Context(), "tar", "--create", "--sparse", "--directory", folder, "f", "f").Output()
+	path := filepath.Join(t.TempDir(), "tar")
+	for _, how := range []string{"--create", "--append"} {
+		if out, err := exec.CommandContext(t.Context(), "tar", how, "--file", path, "--sparse", "--directory", folder, "f").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	blob, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,6 +66,10 @@ func TestEntries(t *testing.T) {
 			[]*tar.Header{root(), dir("usr"), symlink("lib", "usr/lib"), file("lib/a", "1"), symlink("abs", "/usr/lib"), file("abs/b", "2"), symlink("usr/up", "../../../lib"), file("usr/up/c", "3")},
 			[]string{"/ 755", "abs -> /usr/lib", "lib -> usr/lib", "usr/ 755", "usr/lib/ 755 time=0", "usr/lib/a 644 \"1\"", "usr/lib/b 644 \"2\"", "usr/lib/c 644 \"3\"", "usr/up -> ../../../lib"},
 		},
+		"through an absolute one, from below": {
+			[]*tar.Header{root(), dir("usr"), symlink("usr/abs", "/etc"), file("usr/abs/d", "1"), hardlink("x", "usr/abs/d")},
+			[]string{"/ 755", "etc/ 755 time=0", "etc/d 644 \"1\"", "usr/ 755", "usr/abs -> /etc", "x = etc/d"},
+		},
 		"hard link to a symbolic link": {
 			[]*tar.Header{root(), symlink("s", "x"), hardlink("h", "s")},
 			[]string{"/ 755", "h -> x", "s = h"},
