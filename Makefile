@@ -35,6 +35,8 @@ TOOLS    := bin/tools/$(shell cat hack/tools/go.mod hack/tools/go.sum | cksum | 
 LAYERS   := ./hack/layers
 DIRS     := $(patsubst %/...,%,$(PKGS))
 RESULTS  := bin/test
+# The CNI plugins of hack/cni/go.mod, in bin/cni; the stamp names their versions and that of Go.
+CNI      := bin/cni/.$(shell cat hack/cni/go.mod hack/cni/go.sum | cksum | cut -d' ' -f1)-$(shell $(GO) env GOVERSION)
 TESTFILES = $(GO) list -tags $(TEST_TAGS) -f '{{range .TestGoFiles}}{{$$.Dir}}/{{.}} {{end}}{{range .XTestGoFiles}}{{$$.Dir}}/{{.}} {{end}}' $(PKGS)
 TESTSUM  := $(GO) run ./hack/testsum
 
@@ -52,6 +54,9 @@ bin/berth:
 	CGO_ENABLED=0 $(GOBUILD) ./cmd/berth
 bin/berth-executor: libseccomp
 	CGO_ENABLED=1 $(GOBUILD) -tags $(TAGS) ./cmd/berth-executor
+
+.PHONY: cni
+cni: $(CNI) ## Build the CNI plugins for tests and trials, in bin/cni
 
 .PHONY: check
 check: fmt-check vet lint layers unit ## Everything that needs no root: format, vet, lint, layers, unit tests
@@ -73,7 +78,7 @@ layers: ## The table of imports
 
 # One package after the other: they share the machine's cgroups, mounts and network.
 .PHONY: root-test
-root-test: root build ## The tests with the build tag root, which make real containers; run it as root
+root-test: root build cni ## The tests with the build tag root, which make real containers; run it as root
 	@pkgs=$$($(TESTFILES) | { xargs grep -lE '^//go:build (.*[^!a-z])?root\b' || :; } | xargs -n1 dirname | sort -u); \
 	$(GO) test -json -tags $(TEST_TAGS) -p 1 -count=1 -timeout 20m $$pkgs | $(TESTSUM) -save $(RESULTS)/root
 
@@ -131,4 +136,10 @@ $(TOOLS)/done:
 	@echo "building the tools of hack/tools, once"
 	@rm -rf bin/tools
 	@cd hack/tools && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $(CURDIR)/$(TOOLS)/ tool
+	@touch $@
+
+$(CNI):
+	@echo "building the CNI plugins of hack/cni, once"
+	@rm -rf bin/cni
+	@cd hack/cni && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $(CURDIR)/bin/cni/ tool
 	@touch $@
