@@ -36,17 +36,23 @@ func newRig(t testing.TB) *rig {
 		ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{filepath.Join(dir, "bin")}, CacheDir: filepath.Join(dir, "cache"),
 		SharedCaches: []string{filepath.Join(dir, "shared")},
 	}}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	r.mkdir("bin")
 	for _, name := range []string{"one", "two", "three"} {
-		if err := os.Symlink(self, filepath.Join(dir, "bin", name)); err != nil {
+		if err := os.Symlink(self(t), filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return r
+}
+
+// self is the test binary.
+func self(t testing.TB) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // open returns the network, which is closed when the test ends.

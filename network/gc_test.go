@@ -1,0 +1,121 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package network_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/berth-cri/berth/network"
+)
+
+func TestGC(t *testing.T) {
+	r := newRig(t)
+	r.list("10-a.conflist", "net-a", r.plugin("one", nil))
+	n := r.open()
+	for _, id := range []string{"p1", "p2"} {
+		if _, err := n.Attach(t.Context(), pod(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Detach(t.Context(), pod("p2"), nil); err != nil {
+		t.Fatal(err)
+	}
+	r.forget()
+	if err := n.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.wantCommands("GC one")
+	valid, _ := json.Marshal(r.calls()[0].Conf["cni.dev/valid-attachments"])
+	if string(valid) != `[{"containerID":"p1","ifname":"eth0"}]` {
+		t.Errorf("valid attachments: %s", valid)
+	}
+	// Without any attachment, the plugins are told that there is none.
+	if err := n.Detach(t.Context(), pod("p1"), nil); err != nil {
+		t.Fatal(err)
+	}
+	r.forget()
+	if err := n.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if valid, _ := json.Marshal(r.calls()[0].Conf["cni.dev/valid-attachments"]); string(valid) != `[]` {
+		t.Errorf("valid attachments: %s", valid)
+	}
+}
+
+// What others have attached to the same network, GC would free.
+func TestGCRefuses(t *testing.T) {
+	r := newRig(t)
+	r.list("10-a.conflist", "net-a", r.plugin("one", nil))
+	n := r.open()
+	if _, err := n.Attach(t.Context(), pod("p1")); err != nil {
+		t.Fatal(err)
+	}
+	r.forget()
+	r.put("shared/results/net-b-x-eth0", "{}")  // of another network
+	r.put("shared/results/net-a-p1-eth0", "{}") // ours, told of by someone else
+	if err := n.GC(t.Context()); err != nil {
+		t.Errorf("GC = %v", err)
+	}
+	r.forget()
+	r.put("shared/results/net-a-f00-eth0", "{}")
+	if err := n.GC(t.Context()); !errors.Is(err, network.ErrForeign) || !strings.Contains(err.Error(), "net-a-f00-eth0") {
+		t.Errorf("GC = %v", err)
+	}
+	if err := os.RemoveAll(r.conf.SharedCaches[0]); err != nil {
+		t.Fatal(err)
+	}
+	r.put("cache/p3.json", "{") // whose it is, nobody can say
+	if err := n.GC(t.Context()); err == nil {
+		t.Error("GC with a damaged record: no error")
+	}
+	r.wantCommands("")
+}
+
+// Pods do not wait for a GC, and it is not told of them: it gives way.
+func TestGCGivesWay(t *testing.T) {
+	r := newRig(t)
+	r.list("10-a.conflist", "net-a", r.plugin("one", map[string]deed{"GC": {Wait: r.fifo("gate")}}))
+	n := r.open()
+	done := make(chan error, 1)
+	go func() { done <- n.GC(t.Context()) }()
+	eventually(t, "GC", func() bool { return r.commands() == "GC one" })
+	if err := n.GC(t.Context()); !errors.Is(err, network.ErrBusy) {
+		t.Errorf("a second GC = %v", err)
+	}
+	if _, err := n.Attach(t.Context(), pod("p1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("GC = %v", err)
+	}
+	if !gone(r.calls()[len(r.calls())-2].Pid) {
+		t.Error("the GC goes on")
+	}
+	r.wantCommands("GC one, ADD one")
+}
+
+func TestGCWaitsForNobody(t *testing.T) {
+	r := newRig(t)
+	fifo := r.fifo("gate")
+	r.list("10-a.conflist", "net-a", r.plugin("one", map[string]deed{"ADD": {Wait: fifo}}))
+	n := r.open()
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Attach(t.Context(), pod("p1"))
+		done <- err
+	}()
+	eventually(t, "ADD", func() bool { return r.commands() == "ADD one" })
+	if err := n.GC(t.Context()); !errors.Is(err, network.ErrBusy) {
+		t.Errorf("GC during an ADD = %v", err)
+	}
+	r.release(fifo)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
