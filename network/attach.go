@@ -57,9 +57,8 @@ func (n *Network) Attach(ctx context.Context, pod Pod) (store.Attachment, error)
 	if err != nil {
 		return store.Attachment{}, fmt.Errorf("network: record: %w", err)
 	}
-	defer unlock(lock)
-	ctx, cancel, cni := n.run(ctx, pod.ID, lock, n.cfg.AddTimeout)
-	defer cancel()
+	ctx, end, cni := n.run(ctx, pod.ID, lock, n.cfg.AddTimeout)
+	defer end()
 	var first store.Attachment
 	for i, c := range confs {
 		ifname := rec.Networks[i].Interface
@@ -127,14 +126,14 @@ func (n *Network) detach(ctx context.Context, pod *Pod, known *store.Attachment)
 	if err == nil {
 		lists, err = rec.configs()
 	}
-	damaged := errors.Is(err, errDamaged)
+	damaged, lost := errors.Is(err, errDamaged), errors.Is(err, fs.ErrNotExist)
 	switch {
 	case damaged:
 		klog.FromContext(ctx).Error(err, "The record of a pod's network is damaged; its present configuration is used", "pod", pod.ID)
 		if rec, lists, err = n.guess(pod, known); err != nil {
 			return err
 		}
-	case errors.Is(err, fs.ErrNotExist):
+	case lost:
 		if known == nil || len(known.Result) == 0 {
 			return nil // an ADD begins with a record
 		}
@@ -146,6 +145,12 @@ func (n *Network) detach(ctx context.Context, pod *Pod, known *store.Attachment)
 	}
 	if err := n.deleteAll(ctx, rec, lists); err != nil {
 		return err
+	}
+	if damaged || lost {
+		// It may have been attached to another network than the one just deleted, by name.
+		if err := n.records.dropResults(pod.ID); err != nil {
+			return err
+		}
 	}
 	if damaged {
 		return n.records.setAside(pod.ID)
@@ -184,10 +189,7 @@ func (n *Network) deleteAll(ctx context.Context, rec *record, lists []*libcni.Ne
 		return nil
 	}
 	lock, err := n.records.lock(ctx, rec.Pod)
-	switch {
-	case err == nil:
-		defer unlock(lock)
-	case !errors.Is(err, fs.ErrNotExist): // there is none of a guess
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // there is none of a guess
 		return fmt.Errorf("network: record: %w", err)
 	}
 	netns := rec.NetNS
@@ -197,8 +199,8 @@ func (n *Network) deleteAll(ctx context.Context, rec *record, lists []*libcni.Ne
 		// Gone, or never finished: plugins then delete what does not need it (specification, "DEL").
 		netns = ""
 	}
-	ctx, cancel, cni := n.run(ctx, rec.Pod, lock, n.cfg.DelTimeout)
-	defer cancel()
+	ctx, end, cni := n.run(ctx, rec.Pod, lock, n.cfg.DelTimeout)
+	defer end()
 	for i, list := range slices.Backward(lists) {
 		if err := cni.DelNetworkList(ctx, list, rec.runtimeConf(netns, rec.Networks[i].Interface)); err != nil {
 			return named(list.Name, err)
@@ -234,9 +236,8 @@ func (n *Network) Check(ctx context.Context, pod store.PodID) error {
 	if err != nil {
 		return fmt.Errorf("network: record: %w", err)
 	}
-	defer unlock(lock)
-	ctx, cancel, cni := n.run(ctx, pod, lock, n.cfg.AddTimeout)
-	defer cancel()
+	ctx, end, cni := n.run(ctx, pod, lock, n.cfg.AddTimeout)
+	defer end()
 	for i, list := range lists {
 		rt := rec.runtimeConf(rec.NetNS, rec.Networks[i].Interface)
 		err := cni.CheckNetworkList(ctx, list, rt)

@@ -245,6 +245,9 @@ func TestCacheLost(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if c.want+c.left != "" {
+			r.put("cache/results/net-old-p1-eth0", "{}")
+		}
 		r.forget()
 		if err := n.Detach(t.Context(), pod("p1"), c.known); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -254,6 +257,27 @@ func TestCacheLost(t *testing.T) {
 		}
 		if got := strings.Join(r.cache(), " "); got != c.left {
 			t.Errorf("%s: left %q; want %q", name, got, c.left)
+		}
+	}
+}
+
+// A pin that was never finished is an empty file.
+func TestDetachUnfinishedNamespace(t *testing.T) {
+	r := newRig(t)
+	r.list("10-a.conflist", "net-a", r.plugin("one", nil))
+	n := r.open()
+	p := pod("p1")
+	p.NetNS = filepath.Join(r.dir, "pin")
+	r.put("pin", "")
+	if _, err := n.Attach(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Detach(t.Context(), p, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.calls() {
+		if c.Command == "DEL" && c.NetNS != "" {
+			t.Errorf("DEL was given %s", c.NetNS)
 		}
 	}
 }
@@ -350,6 +374,7 @@ func TestNoConfiguration(t *testing.T) {
 	r := newRig(t)
 	r.put("net.d/10-bad.conflist", "{")
 	n := r.open()
+	wantState(t, n, "not ready, without 10-bad.conflist")
 	_, err := n.Attach(t.Context(), pod("p1"))
 	if !errors.Is(err, network.ErrNoConfig) || !strings.Contains(err.Error(), "10-bad.conflist") {
 		t.Errorf("Attach = %v", err)
@@ -476,6 +501,36 @@ func TestPluginDiesWithBerth(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.wantCommands("ADD one, DEL one")
+}
+
+// What a plugin has started and the kill has not reached is waited for, too.
+func TestKilledPluginsChild(t *testing.T) {
+	r := newRig(t)
+	fifo := r.fifo("gate")
+	r.list("10-a.conflist", "net-a", r.plugin("one", map[string]deed{"ADD": {Escape: fifo}}))
+	n := r.open()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Attach(ctx, pod("p1"))
+		done <- err
+	}()
+	eventually(t, "the child waits", func() bool { return r.commands() == "ADD one, waits one" })
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	go func() { done <- n.Detach(t.Context(), pod("p1"), nil) }()
+	select {
+	case err := <-done:
+		t.Errorf("Detach did not wait: %v; %s", err, r.commands())
+	case <-time.After(300 * time.Millisecond):
+	}
+	r.release(fifo)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	r.wantCommands("ADD one, waits one, delegate one, DEL one")
 }
 
 // Plugins that leave something running on purpose keep nobody waiting.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
@@ -41,6 +42,8 @@ type confSet struct {
 	valid   []conf
 	invalid []*ConfigError
 	err     error // of the folder itself
+	// unsettled says that one of the invalid files was written just now, and so may be half of one.
+	unsettled bool
 }
 
 func (s confSet) equal(t confSet) bool {
@@ -95,6 +98,10 @@ func loadConfs(dir string) (set confSet) {
 		case errors.Is(err, fs.ErrNotExist): // removed since it was listed
 		case err != nil:
 			set.invalid = append(set.invalid, &ConfigError{File: e.Name(), Err: err})
+			if st, err := os.Stat(filepath.Join(dir, e.Name())); err == nil {
+				age := time.Since(st.ModTime())
+				set.unsettled = set.unsettled || 0 <= age && age < quiet
+			}
 		default:
 			set.valid = append(set.valid, conf{file: e.Name(), list: list})
 		}

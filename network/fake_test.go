@@ -33,6 +33,7 @@ type deed struct {
 	Wait     string `json:"wait,omitempty"`     // until someone opens this FIFO, deaf to SIGTERM
 	Delegate string `json:"delegate,omitempty"` // the same in a child
 	Leave    string `json:"leave,omitempty"`    // the same in a child that is not waited for
+	Escape   string `json:"escape,omitempty"`   // the same in a child with a session of its own
 }
 
 // A call is one line of the log.
@@ -97,7 +98,7 @@ func (p fakePlugin) play(command string) {
 		signal.Ignore(syscall.SIGTERM)
 		waitFor(do.Wait)
 	}
-	for _, fifo := range []string{do.Delegate, do.Leave} {
+	for _, fifo := range []string{do.Delegate, do.Leave, do.Escape} {
 		if fifo == "" {
 			continue
 		}
@@ -105,10 +106,11 @@ func (p fakePlugin) play(command string) {
 		cmd.Args[0] = os.Args[0]
 		cmd.Env = append(os.Environ(), delegateEnv+"="+p.Log+"\n"+fifo)
 		cmd.Stdout = os.Stdout
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: fifo == do.Escape}
 		if err := cmd.Start(); err != nil {
 			die(err)
 		}
-		if fifo == do.Delegate {
+		if fifo != do.Leave {
 			_ = cmd.Wait()
 		}
 	}
@@ -120,7 +122,7 @@ func (p fakePlugin) play(command string) {
 	}
 	fmt.Fprint(os.Stderr, do.SayErr)
 	fmt.Print(do.Say)
-	if special && do.Say == "" && do.Wait+do.Delegate+do.Leave == "" || command != "ADD" || do.Say != "" {
+	if special && do.Say == "" && do.Wait+do.Delegate+do.Leave+do.Escape == "" || command != "ADD" || do.Say != "" {
 		os.Exit(do.Exit)
 	}
 	if len(p.PrevResult) > 0 {

@@ -84,8 +84,8 @@ func (n *Network) collect(ctx context.Context, c conf) error {
 			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: string(pod), IfName: name})
 		}
 	}
-	ctx, cancel, cni := n.run(ctx, "", nil, n.cfg.AddTimeout)
-	defer cancel()
+	ctx, end, cni := n.run(ctx, "", nil, n.cfg.AddTimeout)
+	defer end()
 	return cni.GCNetworkList(ctx, c.list, args)
 }
 

@@ -136,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (*Network, error) {
 		changed: make(chan struct{}), busy: make(map[store.PodID]chan struct{}),
 	}
 	log := klog.FromContext(ctx)
-	n.reload(log)
+	n.reload(log, false) // if it is not settled, the watcher waits until it is
 	n.loops.Add(2)
 	go func() { defer n.loops.Done(); n.watch(log) }()
 	go func() { defer n.loops.Done(); n.probes() }()
@@ -217,11 +217,18 @@ func (n *Network) enter(ctx context.Context, pod store.PodID) (leave func(), err
 	}
 }
 
-// run returns libcni with a runner for one operation, and its context.
-func (n *Network) run(ctx context.Context, pod store.PodID, lock *os.File, timeout time.Duration) (context.Context, context.CancelFunc, *libcni.CNIConfig) {
+// run returns libcni with a runner for one operation, its context, and its end, which lets go of the lock
+// (nil: there is none).
+func (n *Network) run(ctx context.Context, pod store.PodID, lock *os.File, timeout time.Duration) (context.Context, func(), *libcni.CNIConfig) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: not done after %v", ErrTimeout, timeout))
 	r := &runner{pod: pod, lock: lock, stuck: n.stuck, kill: killGroup, grace: killGrace}
-	return ctx, cancel, libcni.NewCNIConfigWithCacheDir(n.cfg.BinDirs, n.cfg.CacheDir, r)
+	end := func() {
+		cancel()
+		if lock != nil {
+			unlock(lock, r.killed)
+		}
+	}
+	return ctx, end, libcni.NewCNIConfigWithCacheDir(n.cfg.BinDirs, n.cfg.CacheDir, r)
 }
 
 // named adds the network's name to an error of libcni, and takes out what libcni adds to that of a

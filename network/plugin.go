@@ -53,6 +53,8 @@ type runner struct {
 	stuck *stuckPlugins
 	kill  func(pgid int) error
 	grace time.Duration // for a killed plugin
+
+	killed bool // one of the plugins was
 }
 
 var _ invoke.Exec = (*runner)(nil)
@@ -86,6 +88,7 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, envi
 		return nil, fail
 	}
 	got := r.run(ctx, path, stdin, env)
+	r.killed = r.killed || got.killed
 	if got.err == nil && command == "ADD" {
 		// Before libcni has it, whose conversions do not expect a null among the addresses.
 		if _, err := ParseResult(got.stdout); err != nil {
@@ -159,6 +162,7 @@ func pluginEnv(environ []string) (env []string, command string) {
 // output is how a plugin ended.
 type output struct {
 	stdout, stderr []byte
+	killed         bool
 	err            error
 }
 
@@ -191,7 +195,7 @@ func (r *runner) run(ctx context.Context, path string, stdin []byte, env []strin
 			<-done
 			r.stuck.remove(r.pod)
 		}()
-		return output{err: fmt.Errorf("%w; killed %v ago, and it does not end", context.Cause(ctx), r.grace)}
+		return output{killed: true, err: fmt.Errorf("%w; killed %v ago, and it does not end", context.Cause(ctx), r.grace)}
 	}
 }
 
@@ -225,10 +229,11 @@ func (r *runner) start(ctx context.Context, cancel context.CancelCauseFunc, path
 		if errors.Is(err, exec.ErrWaitDelay) {
 			err = nil // it has ended well; what it left running has our pipes
 		}
-		if err != nil && ctx.Err() != nil {
+		killed := ctx.Err() != nil
+		if err != nil && killed {
 			err = context.Cause(ctx)
 		}
-		return output{stdout: stdout.buf.Bytes(), stderr: stderr.last(), err: err}
+		return output{stdout: stdout.buf.Bytes(), stderr: stderr.last(), killed: killed, err: err}
 	}
 }
 

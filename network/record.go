@@ -190,11 +190,32 @@ func (r records) lock(ctx context.Context, pod store.PodID) (*os.File, error) {
 	}
 }
 
-// unlock lets go of the lock for all who have the file: what a plugin has left running on purpose
-// keeps nobody out.
-func unlock(f *os.File) {
-	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+// unlock lets go of the lock: for all who have the file, so that what a plugin has left running on
+// purpose keeps nobody out; but where plugins were killed, only when the last of them is gone.
+func unlock(f *os.File, killed bool) {
+	if !killed {
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	}
 	f.Close()
+}
+
+// dropResults removes the results of a pod that libcni has not.
+func (r records) dropResults(pod store.PodID) error {
+	results := filepath.Join(r.dir, "results")
+	entries, err := os.ReadDir(results)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		// NETWORK-POD-INTERFACE
+		end := strings.LastIndexByte(e.Name(), '-')
+		if end >= 0 && strings.HasSuffix(e.Name()[:end], "-"+string(pod)) {
+			if err := os.Remove(filepath.Join(results, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // configs makes the lists of a record again.

@@ -155,8 +155,8 @@ func (n *Network) probes() {
 
 // askPlugins returns why the plugins are not ready.
 func (n *Network) askPlugins(ctx context.Context, confs []conf) error {
-	ctx, cancel, cni := n.run(ctx, store.PodID(""), nil, n.cfg.StatusTimeout)
-	defer cancel()
+	ctx, end, cni := n.run(ctx, store.PodID(""), nil, n.cfg.StatusTimeout)
+	defer end()
 	for _, c := range confs {
 		var errs []error
 		for _, p := range c.list.Plugins {

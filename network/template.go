@@ -71,7 +71,7 @@ func (n *Network) SetPodCIDR(ctx context.Context, cidrs string) error {
 		return err
 	}
 	log.Info("Made a CNI configuration from the template", "file", path, "podCIDR", data.PodCIDRRanges)
-	n.reload(log) // the watcher would, in a moment
+	n.reload(log, true) // the watcher would, in a moment
 	return nil
 }
 

@@ -27,6 +27,7 @@ const (
 // watch reads the folder when something happens in it, or to it.
 func (n *Network) watch(log klog.Logger) {
 	warned := false
+	var unsettled time.Time // since when
 	for {
 		// New watches first, and then the folder: what happens in between is an event. All of them
 		// anew, since a folder that is replaced is another, and so is all below it.
@@ -43,8 +44,19 @@ func (n *Network) watch(log klog.Logger) {
 			log.Error(err, "The folder of CNI configurations cannot be watched, and is read every two seconds instead", "dir", n.cfg.ConfDir)
 			warned = true
 		}
-		n.reload(log)
-		more := n.waitForEvent(paths, events, errs)
+		again := rereadWatched
+		if w == nil {
+			again = rereadUnwatched
+		}
+		if n.reload(log, !unsettled.IsZero() && time.Since(unsettled) > noisy) {
+			unsettled = time.Time{}
+		} else {
+			if unsettled.IsZero() {
+				unsettled = time.Now()
+			}
+			again = quiet
+		}
+		more := n.waitForEvent(paths, events, errs, again)
 		if w != nil {
 			w.Close()
 		}
@@ -69,12 +81,9 @@ func (n *Network) watchPaths() []string {
 	return paths
 }
 
-// waitForEvent returns true when it is time to read, and false when it is time to end.
-func (n *Network) waitForEvent(paths []string, events <-chan fsnotify.Event, errs <-chan error) bool {
-	again := rereadWatched
-	if events == nil {
-		again = rereadUnwatched
-	}
+// waitForEvent returns true when it is time to read, at the latest after the given time, and false when
+// it is time to end.
+func (n *Network) waitForEvent(paths []string, events <-chan fsnotify.Event, errs <-chan error, again time.Duration) bool {
 	timer := time.NewTimer(again)
 	defer timer.Stop()
 	var latest <-chan time.Time
@@ -114,9 +123,13 @@ func (n *Network) concerns(paths []string, e fsnotify.Event) bool {
 		(strings.HasPrefix(e.Name, n.cfg.ConfDir+"/") || slices.Contains(paths, e.Name))
 }
 
-// reload reads the folder, and has the plugins asked if it has changed.
-func (n *Network) reload(log klog.Logger) {
+// reload reads the folder, and has the plugins asked if it has changed. It returns false, and leaves all
+// as it was, where a file may be half written; unless it is told to take what is there.
+func (n *Network) reload(log klog.Logger, takeIt bool) (settled bool) {
 	set := loadConfs(n.cfg.ConfDir)
+	if set.unsettled && !takeIt {
+		return false
+	}
 	n.mu.Lock()
 	same := set.equal(n.confs)
 	old := n.confs
@@ -127,7 +140,7 @@ func (n *Network) reload(log klog.Logger) {
 	}
 	n.mu.Unlock()
 	if same {
-		return
+		return true
 	}
 	n.wantProbe()
 	for _, e := range set.invalid {
@@ -143,6 +156,7 @@ func (n *Network) reload(log klog.Logger) {
 	default:
 		log.Info("CNI configuration", "network", set.valid[0].list.Name, "file", set.valid[0].file, "dir", n.cfg.ConfDir)
 	}
+	return true
 }
 
 // announceLocked tells those who wait for a change.

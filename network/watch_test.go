@@ -85,9 +85,7 @@ func TestChoice(t *testing.T) {
 	want := "ready, net-old of 01-old.conf, net-a of 02-a.conflist, net-json of 03-json.json, without" +
 		" 10-empty.conflist 11-cut.conflist 12-noname.conflist 13-name.conflist 14-none.conflist 15-notype.conf 16-future.conflist" +
 		" 17-version.conflist 18-null.conflist 19-null.conf 20-array.json 21-nulls.conflist 22-long.conflist 23-fifo.conflist"
-	if got := state(t, n); got != want {
-		t.Errorf("state\n%s\nwant\n%s", got, want)
-	}
+	wantState(t, n, want)
 	for _, e := range n.Status(t.Context()).Invalid {
 		if e.Unwrap() == nil || !strings.HasPrefix(e.Error(), e.File+": ") {
 			t.Errorf("%s: %v", e.File, e)
