@@ -261,6 +261,27 @@ func TestCacheLost(t *testing.T) {
 	}
 }
 
+func TestCheckFails(t *testing.T) {
+	r := newRig(t)
+	r.list("10-a.conflist", "net-a", r.plugin("one", map[string]deed{"CHECK": {Say: `{"code":7,"msg":"eth0 is gone"}`, Exit: 1}}))
+	n := r.open()
+	if _, err := n.Attach(t.Context(), pod("p1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Check(t.Context(), "p1"); err == nil || err.Error() != "network net-a: plugin one: CHECK: eth0 is gone (code 7)" {
+		t.Errorf("Check = %v", err)
+	}
+	// Before CNI 0.4.0 there was no CHECK.
+	r.listOf("0.3.1", "00-b.conflist", "net-b", r.plugin("two", nil))
+	n = r.open()
+	if _, err := n.Attach(t.Context(), pod("p2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Check(t.Context(), "p2"); err != nil {
+		t.Errorf("Check of CNI 0.3.1 = %v", err)
+	}
+}
+
 // A pin that was never finished is an empty file.
 func TestDetachUnfinishedNamespace(t *testing.T) {
 	r := newRig(t)
@@ -476,6 +497,7 @@ func TestKilledDuringAdd(t *testing.T) {
 	go func() { done <- n.Detach(t.Context(), pod("p1"), nil) }()
 	select {
 	case err := <-done:
+		r.release(fifo)
 		t.Fatalf("Detach did not wait: %v; %s", err, r.commands())
 	case <-time.After(300 * time.Millisecond):
 	}
@@ -496,7 +518,7 @@ func TestPluginDiesWithBerth(t *testing.T) {
 	eventually(t, "ADD", func() bool { return r.commands() == "ADD one" })
 	berth.Process.Kill()
 	berth.Wait()
-	eventually(t, "the plugin is gone", func() bool { return gone(r.calls()[0].Pid) })
+	eventually(t, "the plugin is gone", func() bool { return gone(r.call("ADD").Pid) })
 	if err := r.open().Detach(t.Context(), pod("p1"), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -523,7 +545,8 @@ func TestKilledPluginsChild(t *testing.T) {
 	go func() { done <- n.Detach(t.Context(), pod("p1"), nil) }()
 	select {
 	case err := <-done:
-		t.Errorf("Detach did not wait: %v; %s", err, r.commands())
+		r.release(fifo)
+		t.Fatalf("Detach did not wait: %v; %s", err, r.commands())
 	case <-time.After(300 * time.Millisecond):
 	}
 	r.release(fifo)

@@ -62,9 +62,9 @@ func setUp() {
 func playPlugin() {
 	if what, asked := os.LookupEnv(delegateEnv); asked {
 		log, fifo, _ := strings.Cut(what, "\n")
-		add(log, call{Plugin: filepath.Base(os.Args[0]), Command: "waits"})
+		add(log, call{Pid: os.Getpid(), Plugin: filepath.Base(os.Args[0]), Command: "waits"})
 		waitFor(fifo)
-		add(log, call{Plugin: filepath.Base(os.Args[0]), Command: "delegate"})
+		add(log, call{Pid: os.Getpid(), Plugin: filepath.Base(os.Args[0]), Command: "delegate"})
 		os.Exit(0)
 	}
 	command, asked := os.LookupEnv("CNI_COMMAND")

@@ -31,7 +31,7 @@ func TestGC(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.wantCommands("GC one")
-	valid, _ := json.Marshal(r.calls()[0].Conf["cni.dev/valid-attachments"])
+	valid, _ := json.Marshal(r.call("GC").Conf["cni.dev/valid-attachments"])
 	if string(valid) != `[{"containerID":"p1","ifname":"eth0"}]` {
 		t.Errorf("valid attachments: %s", valid)
 	}
@@ -43,7 +43,7 @@ func TestGC(t *testing.T) {
 	if err := n.GC(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if valid, _ := json.Marshal(r.calls()[0].Conf["cni.dev/valid-attachments"]); string(valid) != `[]` {
+	if valid, _ := json.Marshal(r.call("GC").Conf["cni.dev/valid-attachments"]); string(valid) != `[]` {
 		t.Errorf("valid attachments: %s", valid)
 	}
 }
@@ -94,7 +94,7 @@ func TestGCGivesWay(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("GC = %v", err)
 	}
-	if !gone(r.calls()[len(r.calls())-2].Pid) {
+	if !gone(r.call("GC").Pid) {
 		t.Error("the GC goes on")
 	}
 	r.wantCommands("GC one, ADD one")

@@ -221,7 +221,7 @@ func (n *Network) enter(ctx context.Context, pod store.PodID) (leave func(), err
 // (nil: there is none).
 func (n *Network) run(ctx context.Context, pod store.PodID, lock *os.File, timeout time.Duration) (context.Context, func(), *libcni.CNIConfig) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: not done after %v", ErrTimeout, timeout))
-	r := &runner{pod: pod, lock: lock, stuck: n.stuck, kill: killGroup, grace: killGrace}
+	r := &runner{pod: pod, lock: lock, stuck: n.stuck, kill: killGroup, find: findPlugin, grace: killGrace}
 	end := func() {
 		cancel()
 		if lock != nil {

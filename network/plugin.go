@@ -52,7 +52,8 @@ type runner struct {
 	lock  *os.File    // handed to the plugins, see record.go; nil: none
 	stuck *stuckPlugins
 	kill  func(pgid int) error
-	grace time.Duration // for a killed plugin
+	find  func(plugin string, dirs []string) (string, error)
+	grace time.Duration // for a killed plugin, and for a folder to answer
 
 	killed bool // one of the plugins was
 }
@@ -61,9 +62,31 @@ var _ invoke.Exec = (*runner)(nil)
 
 func killGroup(pgid int) error { return unix.Kill(-pgid, unix.SIGKILL) }
 
-// FindInPath is part of invoke.Exec.
+// FindInPath is part of invoke.Exec. A folder may be on a file server that is gone, and then the answer
+// never comes.
 func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
-	return findPlugin(plugin, dirs)
+	if err := r.stuck.check(r.pod); err != nil {
+		return "", err
+	}
+	type answer struct {
+		path string
+		err  error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		path, err := r.find(plugin, dirs)
+		done <- answer{path, err}
+	}()
+	patience := time.NewTimer(r.grace)
+	defer patience.Stop()
+	select {
+	case got := <-done:
+		return got.path, got.err
+	case <-patience.C:
+		r.stuck.add(r.pod)
+		go func() { <-done; r.stuck.remove(r.pod) }()
+		return "", fmt.Errorf("plugin %.100q: %w: %s: no answer for %v", plugin, ErrTimeout, strings.Join(dirs, ", "), r.grace)
+	}
 }
 
 func findPlugin(plugin string, dirs []string) (string, error) {

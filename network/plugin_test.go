@@ -136,7 +136,7 @@ func TestHugeOutput(t *testing.T) {
 	if !errors.Is(err, network.ErrTooMuch) || len(err.Error()) > 10000 {
 		t.Errorf("Attach = %.300v", err)
 	}
-	if pid := r.calls()[0].Pid; !gone(pid) {
+	if pid := r.call("ADD").Pid; !gone(pid) {
 		eventually(t, "the plugin is gone", func() bool { return gone(pid) })
 	}
 	if err := n.Detach(t.Context(), pod("p1"), nil); err != nil {

@@ -164,6 +164,18 @@ func (r *rig) calls() (list []call) {
 	return list
 }
 
+// call returns the first call of a command.
+func (r *rig) call(command string) call {
+	r.t.Helper()
+	for _, c := range r.calls() {
+		if c.Command == command {
+			return c
+		}
+	}
+	r.t.Fatalf("no plugin was called for %s", command)
+	return call{}
+}
+
 // commands returns the log in short, without STATUS: "ADD one, ADD two".
 func (r *rig) commands() string {
 	r.t.Helper()

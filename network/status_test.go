@@ -76,7 +76,7 @@ func TestStatusHangs(t *testing.T) {
 	eventually(t, "it is killed", func() bool {
 		return strings.Contains(n.Status(t.Context()).Message, "plugin one: STATUS: deadline exceeded: not done after 3s")
 	})
-	if pid := r.calls()[0].Pid; !gone(pid) {
+	if pid := r.call("STATUS").Pid; !gone(pid) {
 		t.Errorf("plugin %d is still there", pid)
 	}
 	// It is asked anew when the configuration changes, not when the deadline of the old one is over.
@@ -98,7 +98,7 @@ func TestCloseKillsStatus(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
-	if !gone(r.calls()[0].Pid) {
+	if !gone(r.call("STATUS").Pid) {
 		t.Error("the plugin is still there")
 	}
 }

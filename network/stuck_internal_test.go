@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -73,6 +74,32 @@ func TestStuckPlugins(t *testing.T) {
 		}
 	}
 	mu.Unlock()
+	late := time.After(30 * time.Second)
+	for r.stuck.check("p1") != nil {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-late:
+			t.Fatal(r.stuck.check("p1"))
+		}
+	}
+}
+
+// A folder of plugins on a file server that is gone.
+func TestFolderDoesNotAnswer(t *testing.T) {
+	gate := make(chan struct{})
+	r := &runner{pod: "p1", stuck: &stuckPlugins{}, grace: time.Millisecond, find: func(string, []string) (string, error) {
+		<-gate
+		return "", nil
+	}}
+	for range maxStuckPerPod {
+		if _, err := r.FindInPath("bridge", []string{"/opt/cni/bin"}); !errors.Is(err, ErrTimeout) || !strings.Contains(err.Error(), "/opt/cni/bin") {
+			t.Fatalf("FindInPath = %v", err)
+		}
+	}
+	if _, err := r.FindInPath("bridge", nil); !errors.Is(err, ErrStuck) {
+		t.Errorf("one too many = %v", err)
+	}
+	close(gate)
 	late := time.After(30 * time.Second)
 	for r.stuck.check("p1") != nil {
 		select {
