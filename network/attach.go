@@ -57,7 +57,7 @@ func (n *Network) Attach(ctx context.Context, pod Pod) (store.Attachment, error)
 	if err != nil {
 		return store.Attachment{}, fmt.Errorf("network: record: %w", err)
 	}
-	ctx, end, cni := n.run(ctx, pod.ID, lock, n.cfg.AddTimeout)
+	ctx, end, cni := n.run(ctx, "ADD", pod.ID, lock, n.cfg.AddTimeout)
 	defer end()
 	var first store.Attachment
 	for i, c := range confs {
@@ -101,6 +101,9 @@ func newRecord(pod *Pod) (*record, error) {
 // time, and with the result, whatever the folder holds now. That Attach never ran, that Detach ran
 // before, and that the network namespace is gone are no errors. An error of a plugin is one, also that
 // it is no longer there: its addresses and rules may be in use, and the caller tries again.
+//
+// It belongs before the end of the pod's network namespace: some plugins (bridge with ipMasq) find what
+// they have made from inside alone.
 //
 // Of the pod its ID is needed; the rest serves where the cache has lost its record, and so does known,
 // what Attach has returned (nil: nothing). In that case the present configuration of that name is
@@ -199,7 +202,7 @@ func (n *Network) deleteAll(ctx context.Context, rec *record, lists []*libcni.Ne
 		// Gone, or never finished: plugins then delete what does not need it (specification, "DEL").
 		netns = ""
 	}
-	ctx, end, cni := n.run(ctx, rec.Pod, lock, n.cfg.DelTimeout)
+	ctx, end, cni := n.run(ctx, "DEL", rec.Pod, lock, n.cfg.DelTimeout)
 	defer end()
 	for i, list := range slices.Backward(lists) {
 		if err := cni.DelNetworkList(ctx, list, rec.runtimeConf(netns, rec.Networks[i].Interface)); err != nil {
@@ -236,7 +239,7 @@ func (n *Network) Check(ctx context.Context, pod store.PodID) error {
 	if err != nil {
 		return fmt.Errorf("network: record: %w", err)
 	}
-	ctx, end, cni := n.run(ctx, pod, lock, n.cfg.AddTimeout)
+	ctx, end, cni := n.run(ctx, "CHECK", pod, lock, n.cfg.AddTimeout)
 	defer end()
 	for i, list := range lists {
 		rt := rec.runtimeConf(rec.NetNS, rec.Networks[i].Interface)

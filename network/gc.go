@@ -84,7 +84,7 @@ func (n *Network) collect(ctx context.Context, c conf) error {
 			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: string(pod), IfName: name})
 		}
 	}
-	ctx, end, cni := n.run(ctx, "", nil, n.cfg.AddTimeout)
+	ctx, end, cni := n.run(ctx, "GC", "", nil, n.cfg.AddTimeout)
 	defer end()
 	return cni.GCNetworkList(ctx, c.list, args)
 }

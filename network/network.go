@@ -219,9 +219,9 @@ func (n *Network) enter(ctx context.Context, pod store.PodID) (leave func(), err
 
 // run returns libcni with a runner for one operation, its context, and its end, which lets go of the lock
 // (nil: there is none).
-func (n *Network) run(ctx context.Context, pod store.PodID, lock *os.File, timeout time.Duration) (context.Context, func(), *libcni.CNIConfig) {
+func (n *Network) run(ctx context.Context, command string, pod store.PodID, lock *os.File, timeout time.Duration) (context.Context, func(), *libcni.CNIConfig) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: not done after %v", ErrTimeout, timeout))
-	r := &runner{pod: pod, lock: lock, stuck: n.stuck, kill: killGroup, find: findPlugin, grace: killGrace}
+	r := &runner{command: command, pod: pod, lock: lock, stuck: n.stuck, kill: killGroup, find: findPlugin, grace: killGrace}
 	end := func() {
 		cancel()
 		if lock != nil {

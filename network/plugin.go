@@ -48,6 +48,8 @@ const (
 
 // runner runs the plugins of one operation for libcni.
 type runner struct {
+	command string // "ADD", ...
+
 	pod   store.PodID // empty for what concerns no pod
 	lock  *os.File    // handed to the plugins, see record.go; nil: none
 	stuck *stuckPlugins
@@ -65,8 +67,9 @@ func killGroup(pgid int) error { return unix.Kill(-pgid, unix.SIGKILL) }
 // FindInPath is part of invoke.Exec. A folder may be on a file server that is gone, and then the answer
 // never comes.
 func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
-	if err := r.stuck.check(r.pod); err != nil {
-		return "", err
+	fail := &PluginError{Plugin: words(plugin, maxWords), Command: r.command}
+	if fail.Err = r.stuck.check(r.pod); fail.Err != nil {
+		return "", fail
 	}
 	type answer struct {
 		path string
@@ -81,18 +84,22 @@ func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
 	defer patience.Stop()
 	select {
 	case got := <-done:
-		return got.path, got.err
+		if fail.Err = got.err; got.err != nil {
+			return "", fail
+		}
+		return got.path, nil
 	case <-patience.C:
 		r.stuck.add(r.pod)
 		go func() { <-done; r.stuck.remove(r.pod) }()
-		return "", fmt.Errorf("plugin %.100q: %w: %s: no answer for %v", plugin, ErrTimeout, strings.Join(dirs, ", "), r.grace)
+		fail.Err = fmt.Errorf("%w: %s: no answer for %v", ErrTimeout, strings.Join(dirs, ", "), r.grace)
+		return "", fail
 	}
 }
 
 func findPlugin(plugin string, dirs []string) (string, error) {
 	path, err := invoke.FindInPath(plugin, dirs)
 	if err != nil {
-		return "", fmt.Errorf("plugin %.100q: %w in %s", plugin, ErrNoPlugin, strings.Join(dirs, ", "))
+		return "", fmt.Errorf("%w in %s", ErrNoPlugin, strings.Join(dirs, ", "))
 	}
 	return path, nil
 }
@@ -104,15 +111,14 @@ func (r *runner) Decode(b []byte) (version.PluginInfo, error) {
 
 // ExecPlugin is part of invoke.Exec: it runs a plugin and returns what it wrote, or a *PluginError.
 func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	env, command := pluginEnv(environ)
-	fail := &PluginError{Plugin: filepath.Base(path), Command: command}
+	fail := &PluginError{Plugin: filepath.Base(path), Command: r.command}
 	if err := r.stuck.check(r.pod); err != nil {
 		fail.Err = err
 		return nil, fail
 	}
-	got := r.run(ctx, path, stdin, env)
+	got := r.run(ctx, path, stdin, pluginEnv(environ))
 	r.killed = r.killed || got.killed
-	if got.err == nil && command == "ADD" {
+	if got.err == nil && r.command == "ADD" {
 		// Before libcni has it, whose conversions do not expect a null among the addresses.
 		if _, err := ParseResult(got.stdout); err != nil {
 			got.err = err
@@ -155,10 +161,10 @@ func words(s string, limit int) string {
 	return s
 }
 
-// pluginEnv is the environment of a plugin, and the command in it. It is the daemon's, with a PATH that
+// pluginEnv is the environment of a plugin. It is the daemon's, with a PATH that
 // finds iptables, and without what systemd has told the daemon alone: a plugin that answered for it
 // would be taken for it.
-func pluginEnv(environ []string) (env []string, command string) {
+func pluginEnv(environ []string) (env []string) {
 	path := ""
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
@@ -168,8 +174,6 @@ func pluginEnv(environ []string) (env []string, command string) {
 			continue
 		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES":
 			continue
-		case "CNI_COMMAND":
-			command = value
 		}
 		env = append(env, kv)
 	}
@@ -179,7 +183,7 @@ func pluginEnv(environ []string) (env []string, command string) {
 			dirs = append(dirs, d)
 		}
 	}
-	return append(env, "PATH="+strings.Join(dirs, ":")), command
+	return append(env, "PATH="+strings.Join(dirs, ":"))
 }
 
 // output is how a plugin ended.

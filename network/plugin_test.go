@@ -158,8 +158,8 @@ func TestMissingPlugin(t *testing.T) {
 	}
 	for range 2 {
 		err := n.Detach(t.Context(), pod("p1"), nil)
-		if !errors.Is(err, network.ErrNoPlugin) || !strings.Contains(err.Error(), `"two"`) || !strings.Contains(err.Error(), filepath.Dir(two)) {
-			t.Errorf("Detach = %v", err)
+		if want := "network net-a: plugin two: DEL: plugin not found in " + filepath.Dir(two); !errors.Is(err, network.ErrNoPlugin) || err.Error() != want {
+			t.Errorf("Detach = %v; want %s", err, want)
 		}
 	}
 	if _, err := n.Attach(t.Context(), pod("p2")); !errors.Is(err, network.ErrNoPlugin) {

@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-
-	"github.com/berth-cri/berth/store"
 )
 
 // ReasonNotReady is the reason of the condition NetworkReady that kubelets and people know.
@@ -155,13 +153,13 @@ func (n *Network) probes() {
 
 // askPlugins returns why the plugins are not ready.
 func (n *Network) askPlugins(ctx context.Context, confs []conf) error {
-	ctx, end, cni := n.run(ctx, store.PodID(""), nil, n.cfg.StatusTimeout)
+	ctx, end, cni := n.run(ctx, "STATUS", "", nil, n.cfg.StatusTimeout)
 	defer end()
 	for _, c := range confs {
 		var errs []error
 		for _, p := range c.list.Plugins {
 			if _, err := findPlugin(p.Network.Type, n.cfg.BinDirs); err != nil {
-				errs = append(errs, err)
+				errs = append(errs, fmt.Errorf("plugin %.100q: %w", p.Network.Type, err))
 			}
 		}
 		if len(errs) == 0 {

@@ -31,7 +31,7 @@ func TestStuckPlugins(t *testing.T) {
 	var mu sync.Mutex
 	var pids []int
 	r := &runner{
-		pod: "p1", stuck: &stuckPlugins{}, grace: time.Millisecond,
+		command: "DEL", pod: "p1", stuck: &stuckPlugins{}, grace: time.Millisecond,
 		kill: func(pid int) error { // that does not help
 			mu.Lock()
 			defer mu.Unlock()
@@ -42,7 +42,7 @@ func TestStuckPlugins(t *testing.T) {
 	call := func(r *runner) error {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, ErrTimeout)
 		defer cancel()
-		_, err := r.ExecPlugin(ctx, path, nil, []string{"CNI_COMMAND=DEL"})
+		_, err := r.ExecPlugin(ctx, path, nil, nil)
 		return err
 	}
 	for i := range maxStuckPerPod {
@@ -56,7 +56,7 @@ func TestStuckPlugins(t *testing.T) {
 		t.Errorf("one too many = %v", err)
 	}
 	// Others notice nothing, up to the limit of all.
-	other := &runner{pod: "p2", stuck: r.stuck, grace: time.Millisecond, kill: r.kill}
+	other := &runner{command: "DEL", pod: "p2", stuck: r.stuck, grace: time.Millisecond, kill: r.kill}
 	if err := call(other); !errors.Is(err, ErrTimeout) {
 		t.Errorf("another pod's = %v", err)
 	}
@@ -87,7 +87,7 @@ func TestStuckPlugins(t *testing.T) {
 // A folder of plugins on a file server that is gone.
 func TestFolderDoesNotAnswer(t *testing.T) {
 	gate := make(chan struct{})
-	r := &runner{pod: "p1", stuck: &stuckPlugins{}, grace: time.Millisecond, find: func(string, []string) (string, error) {
+	r := &runner{command: "ADD", pod: "p1", stuck: &stuckPlugins{}, grace: time.Millisecond, find: func(string, []string) (string, error) {
 		<-gate
 		return "", nil
 	}}

@@ -4,12 +4,16 @@
 package network
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
 
@@ -22,6 +26,8 @@ const (
 	// read now and then anyway, more often where the kernel has no watch for us.
 	rereadWatched   = 30 * time.Second
 	rereadUnwatched = 2 * time.Second
+
+	maxWatches = 100
 )
 
 // watch reads the folder when something happens in it, or to it.
@@ -38,14 +44,18 @@ func (n *Network) watch(log klog.Logger) {
 		if err == nil {
 			events, errs = w.Events, w.Errors
 			for _, p := range paths {
-				_ = w.Add(p) // those that are not there appear in one that is
+				// Those that are not there appear in one that is.
+				if e := w.Add(p); !errors.Is(e, fs.ErrNotExist) && !errors.Is(e, unix.ENOTDIR) {
+					err = errors.Join(err, e)
+				}
 			}
-		} else if !warned {
+		}
+		if err != nil && !warned {
 			log.Error(err, "The folder of CNI configurations cannot be watched, and is read every two seconds instead", "dir", n.cfg.ConfDir)
 			warned = true
 		}
 		again := rereadWatched
-		if w == nil {
+		if err != nil {
 			again = rereadUnwatched
 		}
 		if n.reload(log, !unsettled.IsZero() && time.Since(unsettled) > noisy) {
@@ -66,17 +76,19 @@ func (n *Network) watch(log klog.Logger) {
 	}
 }
 
-// watchPaths are the folder, all above it, and the folders of plugins of the networks.
+// watchPaths are the folder, all above it, and the folders in it, which may be those of a network's
+// plugins.
 func (n *Network) watchPaths() []string {
 	paths := []string{n.cfg.ConfDir}
 	for p := n.cfg.ConfDir; p != "/"; {
 		p = filepath.Dir(p)
 		paths = append(paths, p)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, c := range n.confs.valid {
-		paths = append(paths, filepath.Join(n.cfg.ConfDir, c.list.Name))
+	entries, _ := os.ReadDir(n.cfg.ConfDir) // what is wrong with it, reload says
+	for _, e := range entries {
+		if e.IsDir() && len(paths) < maxWatches {
+			paths = append(paths, filepath.Join(n.cfg.ConfDir, e.Name()))
+		}
 	}
 	return paths
 }

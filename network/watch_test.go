@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -160,6 +161,11 @@ func TestWatch(t *testing.T) {
 	// The folder of plugins of a network.
 	r.put("two/10-h.conflist", map[string]any{"cniVersion": "1.1.0", "name": "net-h"})
 	wantState(t, n, "not ready, without 10-h.conflist")
+	r.mkdir("two/net-h")
+	select {
+	case <-time.After(500 * time.Millisecond): // the folder is noticed, before there is anything in it
+	case <-t.Context().Done():
+	}
 	r.put("two/net-h/1.conf", r.plugin("one", nil))
 	wantState(t, n, "ready, net-h of 10-h.conflist")
 	// What is no folder.
