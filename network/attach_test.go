@@ -18,6 +18,7 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/berth-cri/berth/network"
 	"github.com/berth-cri/berth/store"
@@ -447,38 +448,44 @@ func TestOthersDoNotNotice(t *testing.T) {
 // playEnv has the rest of what the test binary plays: a berth that attaches a pod.
 const playEnv = "BERTH_NETWORK_TEST_ATTACH"
 
+type play struct {
+	Config network.Config
+	Pod    network.Pod
+}
+
 func playBerth() {
 	text, asked := os.LookupEnv(playEnv)
 	if !asked {
 		return
 	}
 	_ = os.Unsetenv(playEnv)
-	var cfg network.Config
-	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+	var p play
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		die(err)
 	}
-	n, err := network.Open(context.Background(), cfg)
+	ctx := klog.NewContext(context.Background(), klog.Logger{})
+	n, err := network.Open(ctx, p.Config)
 	if err != nil {
 		die(err)
 	}
-	if _, err := n.Attach(context.Background(), pod("p1")); err != nil {
+	if _, err := n.Attach(ctx, p.Pod); err != nil {
 		die(err)
 	}
 	os.Exit(0)
 }
 
-// startBerth attaches p1 in another process.
-func (r *rig) startBerth() *exec.Cmd {
-	r.t.Helper()
-	b, err := json.Marshal(r.conf)
+// startBerth attaches a pod in another process.
+func startBerth(t testing.TB, cfg network.Config, p network.Pod) *exec.Cmd {
+	t.Helper()
+	b, err := json.Marshal(play{cfg, p})
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(r.t.Context(), "/proc/self/exe")
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 	cmd.Env = append(os.Environ(), playEnv+"="+string(b))
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return cmd
 }
@@ -488,7 +495,7 @@ func TestKilledDuringAdd(t *testing.T) {
 	r := newRig(t)
 	fifo := r.fifo("gate")
 	r.list("10-a.conflist", "net-a", r.plugin("one", map[string]deed{"ADD": {Delegate: fifo}}))
-	berth := r.startBerth()
+	berth := startBerth(t, r.conf, pod("p1"))
 	eventually(t, "the delegate waits", func() bool { return r.commands() == "ADD one, waits one" })
 	berth.Process.Kill()
 	berth.Wait()
@@ -514,7 +521,7 @@ func TestPluginDiesWithBerth(t *testing.T) {
 	r := newRig(t)
 	fifo := r.fifo("gate")
 	r.list("10-a.conflist", "net-a", r.plugin("one", map[string]deed{"ADD": {Wait: fifo}}))
-	berth := r.startBerth()
+	berth := startBerth(t, r.conf, pod("p1"))
 	eventually(t, "ADD", func() bool { return r.commands() == "ADD one" })
 	berth.Process.Kill()
 	berth.Wait()

@@ -317,6 +317,31 @@ func TestDetachWithoutNamespace(t *testing.T) {
 	}
 }
 
+// berth is killed at any moment of an ADD: the next one frees all that the plugins have made.
+func TestKilledDuringRealAdd(t *testing.T) {
+	n := newNode(t, true)
+	for i := range 12 {
+		p := n.pod(fmt.Sprintf("k%d", i))
+		p.PortMappings = []*cri.PortMapping{{Protocol: cri.Protocol_TCP, HostPort: 18080, ContainerPort: 80}}
+		berth := startBerth(t, n.conf, p)
+		died := make(chan struct{})
+		go func() { defer close(died); berth.Wait() }()
+		select {
+		case <-time.After(time.Duration(i) * 25 * time.Millisecond):
+			berth.Process.Kill()
+			<-died
+		case <-died:
+			t.Logf("kill %d: too late, it has ended", i)
+		}
+		if err := n.Detach(t.Context(), p, nil); err != nil {
+			t.Errorf("kill %d: %v", i, err)
+		}
+		if got := n.leased(); len(got) > 0 {
+			t.Errorf("kill %d: leases: %v", i, got)
+		}
+	}
+}
+
 func TestManyPodsAtOnce(t *testing.T) {
 	n := newNode(t, true)
 	const many = 12
