@@ -445,6 +445,27 @@ func TestOthersDoNotNotice(t *testing.T) {
 	}
 }
 
+// Callers that ask for one pod at once come one after another.
+func TestOnePodAtOnce(t *testing.T) {
+	r := newRig(t)
+	r.listOf("1.0.0", "10-a.conflist", "net-a", r.plugin("one", nil))
+	n := r.open()
+	const many = 6
+	done := make(chan error, many)
+	for range many {
+		go func() {
+			_, err := n.Attach(t.Context(), pod("p1"))
+			done <- err
+		}()
+	}
+	for range many {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	r.wantCommands("ADD one" + strings.Repeat(", DEL one, ADD one", many-1))
+}
+
 // playEnv has the rest of what the test binary plays: a berth that attaches a pod.
 const playEnv = "BERTH_NETWORK_TEST_ATTACH"
 
