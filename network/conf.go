@@ -75,8 +75,8 @@ func (s confSet) reason(dir string) error {
 	return fmt.Errorf(format, errs...)
 }
 
-// loadConfs reads a folder. One that is not there has no configurations, which is how a node begins.
-func loadConfs(dir string) (set confSet) {
+// loadConfs reads a folder, at the time now. One that is not there has no configurations, which is how a node begins.
+func loadConfs(dir string, now time.Time) (set confSet) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return confSet{}
@@ -99,7 +99,7 @@ func loadConfs(dir string) (set confSet) {
 		case err != nil:
 			set.invalid = append(set.invalid, &ConfigError{File: e.Name(), Err: err})
 			if st, err := os.Stat(filepath.Join(dir, e.Name())); err == nil {
-				age := time.Since(st.ModTime())
+				age := now.Sub(st.ModTime())
 				set.unsettled = set.unsettled || 0 <= age && age < quiet
 			}
 		default:

@@ -5,9 +5,13 @@ package network
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"k8s.io/klog/v2"
 )
 
 // What a configuration file holds is foreign; what comes of it can be read back from its bytes alone.
@@ -62,5 +66,56 @@ func TestPluginsOfFolderAreInlined(t *testing.T) {
 	want := `{"cniVersion":"1.1.0","loadOnlyInlinedPlugins":true,"mine":[1],"name":"a","plugins":[{"type":"x"},{"type":"y","of":"a"}]}`
 	if string(list.Bytes) != want {
 		t.Errorf("%s\nwant\n%s", list.Bytes, want)
+	}
+}
+
+// What cannot be read may be half of a file, as long as it is new: nothing changes until it is whole, or
+// old enough to be no configuration.
+func TestUnsettled(t *testing.T) {
+	dir := t.TempDir()
+	write := func(file, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole := `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"x"}]}`
+	write("10-a.conflist", whole[:20])
+	st, err := os.Stat(filepath.Join(dir, "10-a.conflist"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for age, want := range map[time.Duration]bool{
+		0: true, quiet / 2: true, quiet: false, time.Hour: false,
+		-time.Hour: false, // the clock was set back, and would have to come there first
+	} {
+		if got := loadConfs(dir, st.ModTime().Add(age)).unsettled; got != want {
+			t.Errorf("a file cut short %v ago: unsettled %v; want %v", age, got, want)
+		}
+	}
+	write("10-a.conflist", whole)
+	write("20-b.conflist", whole)
+	n := &Network{cfg: Config{ConfDir: dir, MaxConfs: 1}, ask: make(chan struct{}, 1), changed: make(chan struct{})}
+	inUse := func() string {
+		t.Helper()
+		confs, err := n.attachable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return confs[0].file
+	}
+	if !n.reload(klog.Logger{}, false) || inUse() != "10-a.conflist" {
+		t.Fatalf("in use: %s", inUse())
+	}
+	for write("10-a.conflist", whole[:20]); n.reload(klog.Logger{}, false); {
+		write("10-a.conflist", whole) // too slow: once more, from the beginning
+		n.reload(klog.Logger{}, false)
+		write("10-a.conflist", whole[:20])
+	}
+	if inUse() != "10-a.conflist" {
+		t.Errorf("while the first is written, %s is in use", inUse())
+	}
+	if !n.reload(klog.Logger{}, true) || inUse() != "20-b.conflist" {
+		t.Errorf("after a while, %s is in use", inUse())
 	}
 }

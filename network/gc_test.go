@@ -48,6 +48,30 @@ func TestGC(t *testing.T) {
 	}
 }
 
+// Each network is told of its own attachments.
+func TestGCOfSeveralNetworks(t *testing.T) {
+	r := newRig(t)
+	r.conf.MaxConfs = 2
+	r.list("10-a.conflist", "net-a", r.plugin("one", nil))
+	r.list("20-b.conflist", "net-b", r.plugin("two", nil))
+	n := r.open()
+	if _, err := n.Attach(t.Context(), pod("p1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.calls() {
+		want := map[string]string{"one": `[{"containerID":"p1","ifname":"eth0"}]`, "two": `[{"containerID":"p1","ifname":"eth1"}]`}
+		if valid, _ := json.Marshal(c.Conf["cni.dev/valid-attachments"]); c.Command == "GC" && string(valid) != want[c.Plugin] {
+			t.Errorf("%s was told of %s", c.Plugin, valid)
+		}
+	}
+	if !strings.HasSuffix(r.commands(), "GC one, GC two") {
+		t.Error(r.commands())
+	}
+}
+
 // What others have attached to the same network, GC would free.
 func TestGCRefuses(t *testing.T) {
 	r := newRig(t)

@@ -4,7 +4,7 @@
 package network_test
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -144,19 +144,16 @@ func (r *rig) release(fifo string) {
 // calls returns the log of the fake plugins.
 func (r *rig) calls() (list []call) {
 	r.t.Helper()
-	f, err := os.Open(filepath.Join(r.dir, "log"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	b, err := os.ReadFile(filepath.Join(r.dir, "log"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.t.Fatal(err)
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<24)
-	for lines.Scan() {
+	for line := range bytes.Lines(b) {
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			break // it is being written
+		}
 		var c call
-		if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
+		if err := json.Unmarshal(line, &c); err != nil {
 			r.t.Fatal(err)
 		}
 		list = append(list, c)

@@ -35,8 +35,16 @@ func TestStatusVerb(t *testing.T) {
 	if _, err := n.Attach(t.Context(), pod("p1")); err != nil {
 		t.Error(err)
 	}
-	r.list("10-a.conflist", "net-a", r.plugin("one", nil), r.plugin("two", nil))
-	wantState(t, n, "ready, net-a of 10-a.conflist")
+	// And not for another configuration.
+	r.list("00-b.conflist", "net-b", r.plugin("one", nil), r.plugin("two", nil))
+	eventually(t, "the other configuration", func() bool {
+		s = n.Status(t.Context())
+		return s.Networks[0] == "net-b"
+	})
+	if strings.Contains(s.Message, "the agent is not up") {
+		t.Errorf("of net-b, nobody has said so: %+v", s)
+	}
+	wantState(t, n, "ready, net-b of 00-b.conflist")
 }
 
 func TestStatusOfOldPlugins(t *testing.T) {

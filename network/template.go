@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/template"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"k8s.io/klog/v2"
@@ -48,7 +49,7 @@ func (n *Network) SetPodCIDR(ctx context.Context, cidrs string) error {
 	}
 	n.write.Lock()
 	defer n.write.Unlock()
-	for _, c := range loadConfs(n.cfg.ConfDir).valid {
+	for _, c := range loadConfs(n.cfg.ConfDir, time.Now()).valid {
 		if c.file != templateFile {
 			log.V(2).Info("There is a CNI configuration; none is made from the template", "file", c.file)
 			return nil

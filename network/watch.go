@@ -138,7 +138,7 @@ func (n *Network) concerns(paths []string, e fsnotify.Event) bool {
 // reload reads the folder, and has the plugins asked if it has changed. It returns false, and leaves all
 // as it was, where a file may be half written; unless it is told to take what is there.
 func (n *Network) reload(log klog.Logger, takeIt bool) (settled bool) {
-	set := loadConfs(n.cfg.ConfDir)
+	set := loadConfs(n.cfg.ConfDir, time.Now())
 	if set.unsettled && !takeIt {
 		return false
 	}
