@@ -60,8 +60,9 @@ const (
 
 // execExits tells those who wait for a command how it ended.
 type execExits struct {
-	mu      sync.Mutex
-	waiting map[string]chan wire.Exit // +checklocks:mu; by container and exec
+	mu sync.Mutex
+	// By container and exec.
+	waiting map[string]chan wire.Exit // +checklocks:mu
 }
 
 func (e *execExits) expect(key string) <-chan wire.Exit {

@@ -213,10 +213,11 @@ type container struct {
 	durable *future
 	process wire.Created // of the start under way
 
-	ended    chan struct{} // closed when it has no process any more, or never had one
-	endOnce  sync.Once
-	killAt   time.Time     // +checklocks:mu
-	shortens chan struct{} // +checklocks:mu; closed and made anew when killAt comes nearer
+	ended   chan struct{} // closed when it has no process any more, or never had one
+	endOnce sync.Once
+	killAt  time.Time // +checklocks:mu
+	// Closed and made anew when killAt comes nearer.
+	shortens chan struct{} // +checklocks:mu
 }
 
 func (rt *Runtime) newPod(id store.PodID, name podName, digest content.Digest) *pod {

@@ -24,8 +24,9 @@ type paths struct {
 	limit         time.Duration
 	perPod, total int
 
-	mu    sync.Mutex
-	stuck map[string]int // +checklocks:mu; by pod: calls that nobody waits for any more
+	mu sync.Mutex
+	// By pod: calls that nobody waits for any more.
+	stuck map[string]int // +checklocks:mu
 	all   int            // +checklocks:mu
 }
 

@@ -173,8 +173,9 @@ type Runtime struct {
 	podNames   map[podName]*pod                 // +checklocks:mu
 	names      map[containerName]*container     // +checklocks:mu
 	lastMade   time.Time                        // +checklocks:mu
-	retried    map[string]bool                  // +checklocks:mu; by id: what is tried again
-	closed     bool                             // +checklocks:mu
+	// By id: what is tried again.
+	retried map[string]bool // +checklocks:mu
+	closed  bool            // +checklocks:mu
 
 	feed  feed
 	execs execExits

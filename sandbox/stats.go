@@ -38,8 +38,9 @@ const rateWindow = time.Second
 
 // rates remembers what was used when, to tell how fast.
 type rates struct {
-	mu   sync.Mutex
-	last map[string]rate // +checklocks:mu; by id
+	mu sync.Mutex
+	// By id.
+	last map[string]rate // +checklocks:mu
 }
 
 type rate struct {
