@@ -58,6 +58,13 @@ bin/berth-executor: libseccomp
 .PHONY: cni
 cni: $(CNI) ## Build the CNI plugins for tests and trials, in bin/cni
 
+# sudo make run: a node with one pod, in folders of its own, until Ctrl-C; ONCE=1 ends by itself.
+.PHONY: run
+run: root deps build cni ## Show a node: a pod that runs, talks, logs, and survives the death of any process
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o bin/demo-web ./hack/demo/web
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o bin/demo ./hack/demo
+	@exec bin/demo -bin bin $(if $(ONCE),-once)
+
 .PHONY: check
 check: fmt-check vet lint layers unit ## Everything that needs no root: format, vet, lint, layers, unit tests
 	@$(TESTSUM) -total $(RESULTS)/layers $(RESULTS)/unit
@@ -125,7 +132,7 @@ clean: ## Remove what was built, but keep the tools, which take minutes
 
 .PHONY: root
 root:
-	@[ "$$(id -u)" = 0 ] || { echo "these tests need root: sudo make $(MAKECMDGOALS)"; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root: sudo make $(MAKECMDGOALS)"; exit 1; }
 
 # Without it cgo's message is long and names no package.
 .PHONY: libseccomp

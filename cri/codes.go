@@ -10,6 +10,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/berth-cri/berth/image"
+	"github.com/berth-cri/berth/image/ref"
+	"github.com/berth-cri/berth/image/registry"
 	"github.com/berth-cri/berth/oci"
 	"github.com/berth-cri/berth/oci/spec"
 	"github.com/berth-cri/berth/sandbox"
@@ -26,6 +29,13 @@ var answers = []struct { //nolint:gochecknoglobals // a table
 	{sandbox.ErrExecTimeout, codes.DeadlineExceeded, false},
 	{sandbox.ErrNotFound, codes.NotFound, false},
 	{store.ErrNotFound, codes.NotFound, false},
+	{image.ErrNotFound, codes.NotFound, false},
+	{image.ErrAmbiguous, codes.InvalidArgument, false},
+	{image.ErrClosed, codes.Unavailable, false},
+	{ref.ErrBadReference, codes.InvalidArgument, false},
+	{registry.ErrNotFound, codes.NotFound, false},
+	{registry.ErrBadAuth, codes.InvalidArgument, false},
+	{registry.ErrUnauthorized, codes.PermissionDenied, false},
 	{store.ErrAmbiguous, codes.InvalidArgument, false},
 	{sandbox.ErrInvalid, codes.InvalidArgument, false},
 	{sandbox.ErrNoHandler, codes.InvalidArgument, false},
@@ -56,6 +66,10 @@ func toStatus(err error) error {
 	}
 	if p := (*sandbox.PanicError)(nil); errors.As(err, &p) {
 		return status.Error(codes.Internal, err.Error())
+	}
+	if errors.Is(err, registry.ErrUnavailable) {
+		// A kubelet knows it by the beginning of the message, and only with this code.
+		return status.Error(codes.Unknown, "RegistryUnavailable: "+err.Error())
 	}
 	for _, a := range answers {
 		if errors.Is(err, a.err) {

@@ -111,7 +111,11 @@ func (s *Server) Exec(_ context.Context, r *cri.ExecRequest) (*cri.ExecResponse,
 	if err := s.runs(r.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return s.cfg.Streams.GetExec(r)
+	url, err := s.cfg.Streams.GetExec(r)
+	if err != nil {
+		return nil, err
+	}
+	return &cri.ExecResponse{Url: url}, nil
 }
 
 // Attach returns a URL for the streams of a container.
@@ -119,7 +123,11 @@ func (s *Server) Attach(_ context.Context, r *cri.AttachRequest) (*cri.AttachRes
 	if err := s.runs(r.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return s.cfg.Streams.GetAttach(r)
+	url, err := s.cfg.Streams.GetAttach(r)
+	if err != nil {
+		return nil, err
+	}
+	return &cri.AttachResponse{Url: url}, nil
 }
 
 // PortForward returns a URL for connections to a pod.
@@ -131,7 +139,11 @@ func (s *Server) PortForward(_ context.Context, r *cri.PortForwardRequest) (*cri
 	if st.State != cri.PodSandboxState_SANDBOX_READY {
 		return nil, fmt.Errorf("pod %s: %w", st.Id, sandbox.ErrState)
 	}
-	return s.cfg.Streams.GetPortForward(r)
+	url, err := s.cfg.Streams.GetPortForward(r)
+	if err != nil {
+		return nil, err
+	}
+	return &cri.PortForwardResponse{Url: url}, nil
 }
 
 // runs returns an error unless a container runs: the caller gets it now, and not from

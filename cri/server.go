@@ -79,9 +79,9 @@ type Network interface {
 
 // Streams gives URLs for streams.
 type Streams interface {
-	GetExec(r *cri.ExecRequest) (*cri.ExecResponse, error)
-	GetAttach(r *cri.AttachRequest) (*cri.AttachResponse, error)
-	GetPortForward(r *cri.PortForwardRequest) (*cri.PortForwardResponse, error)
+	GetExec(r *cri.ExecRequest) (string, error)
+	GetAttach(r *cri.AttachRequest) (string, error)
+	GetPortForward(r *cri.PortForwardRequest) (string, error)
 }
 
 var (

@@ -209,13 +209,25 @@ func TestReadFile(t *testing.T) {
 	r := newRig(t)
 	id := r.pull(r.push("a:1",
 		[]entry{
-			{name: "etc/"}, {name: "etc/passwd", text: "low"}, {name: "etc/gone", text: "x"}, {name: "opt/"}, {name: "opt/file", text: "masked"},
-			{name: "real/"}, {name: "real/file", text: "by link"},
+			{name: "etc/"},
+			{name: "etc/passwd", text: "low"},
+			{name: "etc/gone", text: "x"},
+			{name: "opt/"},
+			{name: "opt/file", text: "masked"},
+			{name: "real/"},
+			{name: "real/file", text: "by link"},
 		},
 		[]entry{
-			{name: "etc/passwd", text: "high"}, {name: "etc/.wh.gone"}, {name: "opt/"}, {name: "opt/.wh..wh..opq"}, {name: "opt/new", text: "new"},
-			{name: "rel", link: "real/file"}, {name: "abs", link: "/real"}, {name: "out", link: "../../../../etc/passwd"},
-			{name: "loop", link: "loop"}, {name: "etc/up", link: "../real/../etc/passwd"},
+			{name: "etc/passwd", text: "high"},
+			{name: "etc/.wh.gone"},
+			{name: "opt/"},
+			{name: "opt/.wh..wh..opq"},
+			{name: "opt/new", text: "new"},
+			{name: "rel", link: "real/file"},
+			{name: "abs", link: "/real"},
+			{name: "out", link: "../../../../etc/passwd"},
+			{name: "loop", link: "loop"},
+			{name: "etc/up", link: "../real/../etc/passwd"},
 		}))
 	for path, want := range map[string]string{
 		"/etc/passwd": "high", "etc//./passwd": "high", "/rel": "by link", "/abs/file": "by link", "/out": "high",

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -484,43 +485,27 @@ func setSize(master *os.File, s wire.Size) error {
 	return errors.Join(cerr, err)
 }
 
-// PortForward connects a stream with a port of a pod, until one side has ended.
-func (rt *Runtime) PortForward(ctx context.Context, podID string, port int32, stream io.ReadWriteCloser) error {
+// Dial connects to a port of a pod that is ready, inside its network.
+func (rt *Runtime) Dial(ctx context.Context, podID string, port int32) (net.Conn, error) {
 	if port < 1 || port > 65535 {
-		return fmt.Errorf("%w: port %d", ErrInvalid, port)
+		return nil, fmt.Errorf("%w: port %d", ErrInvalid, port)
 	}
 	p, err := rt.findPod(podID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r, err := p.record()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if PodState(r.State) != PodReady {
-		return fmt.Errorf("pod %s is %s: %w", p.id, r.State, ErrState)
+		return nil, fmt.Errorf("pod %s is %s: %w", p.id, r.State, ErrState)
 	}
 	conn, err := rt.cfg.Network.Dial(ctx, r.Network.Namespace, port)
 	if err != nil {
-		return fmt.Errorf("pod %s: port %d: %w", p.id, port, err)
+		return nil, fmt.Errorf("pod %s: port %d: %w", p.id, port, err)
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close(); stream.Close() })
-	defer stop()
-	var up sync.WaitGroup
-	up.Go(func() {
-		_, _ = io.Copy(conn, stream)
-		if c, ok := conn.(interface{ CloseWrite() error }); ok {
-			_ = c.CloseWrite() // the pod may still have an answer to give
-		}
-	})
-	_, err = io.Copy(stream, conn)
-	stream.Close()
-	up.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
+	return conn, nil
 }
 
 // ReopenLog makes a container's log go on in the file that has its path now.

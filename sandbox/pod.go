@@ -176,7 +176,7 @@ func (p *pod) undoNetwork(ctx context.Context) error {
 func (p *pod) network(r store.Pod, cfg *cri.PodSandboxConfig) PodNetwork {
 	return PodNetwork{
 		ID: p.id, Name: r.Name, Namespace: r.Namespace, UID: r.UID,
-		NetNS: r.Network.Namespace, Annotations: r.Annotations, Config: cfg,
+		NetNS: r.Network.Namespace, Annotations: r.Annotations, Config: cfg, Attachment: r.Network.Attachment,
 	}
 }
 

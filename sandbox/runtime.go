@@ -88,6 +88,8 @@ type PodNetwork struct {
 	Annotations          map[string]string
 	// Config is the pod's configuration as received, nil after a reboot.
 	Config *cri.PodSandboxConfig
+	// Attachment is what Attach has returned, for Detach; nil if nobody knows.
+	Attachment *store.Attachment
 }
 
 // Images makes root file systems.

@@ -44,7 +44,9 @@ func TestHostsFile(t *testing.T) {
 			"order", "server = 'a'\n[host.'https://z']\n[host.'http://b:80']\n[host.'https://z'.header]\nq='1'\n[host.c]\nskip_verify=true",
 			[]registry.Host{
 				{URL: "https://z/v2", Pull: all, Resolve: all, Header: http.Header{"Q": {"1"}}},
-				plain("http://b:80/v2"), {URL: "https://c/v2", Pull: all, Resolve: all, SkipVerify: "true"}, plain("https://a/v2"),
+				plain("http://b:80/v2"),
+				{URL: "https://c/v2", Pull: all, Resolve: all, SkipVerify: "true"},
+				plain("https://a/v2"),
 			},
 		},
 		{
