@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,10 @@ import (
 	"github.com/berth-cri/berth/oci/keeper"
 	"github.com/berth-cri/berth/oci/wire"
 )
+
+// findTime is how long a takeover waits for the log file of a container of which
+// the keeper held nothing.
+const findTime = time.Second
 
 // adopt takes over from the executor before this one, if there was one. What can
 // be known is in three places, and this is their order of trust: the kernel (is
@@ -108,7 +113,7 @@ func (x *Executor) adoptContainers(names map[string][]int, held map[string]heldC
 		c.tail = newTail(x.pump, id, x.files.in(id, "tail"), c.rec.LogMax)
 		if err := c.tail.load(); err != nil {
 			klog.ErrorS(err, "log goes on at its end", "container", id)
-			c.tail.off = 1 << 62 // beyond any file: shrunkLocked puts it right
+			c.tail.off = 1 << 62 // beyond any file: look puts it right
 		}
 		x.containers[id] = c
 		h, ok := held[id]
@@ -160,13 +165,6 @@ func (x *Executor) adoptOne(c *container, h heldContainer) {
 	if h.name == "" {
 		x.findByRecord(c)
 	}
-	if c.tail.log >= 0 {
-		id, err := idOf(c.tail.log)
-		if err == nil && id != c.tail.file {
-			// It died between having the keeper hold the new file and saying so.
-			c.tail.file, c.tail.off = id, 1<<62
-		}
-	}
 }
 
 // runs says whether a container's own program was let run. libcontainer goes by
@@ -197,13 +195,27 @@ func (x *Executor) findByRecord(c *container) {
 		}
 	}
 	if c.rec.LogPath != "" {
-		fd, _, err := findLog(c.rec.LogPath, c.tail.file)
-		if err != nil {
-			klog.ErrorS(err, "log of a container that outlived both executor and keeper", "container", c.id)
-			return
-		}
-		c.tail.log = fd
+		x.adoptLog(c)
 	}
+}
+
+// adoptLog finds a container's log file by its path. Where the file system does not
+// answer, nobody waits for it: there is no log then until it does.
+func (x *Executor) adoptLog(c *container) {
+	file, runs := c.tail.file, c.exit == nil
+	o, err := x.pump.within(findTime,
+		func() (opened, error) { return findLog(c.rec.LogPath, file, runs) },
+		func(o opened, err error) {
+			if err == nil {
+				err = c.tail.adoptLate(o, func(log int) error { return x.hold(c, log) })
+			}
+			klog.InfoS("log was found late; what its container wrote meanwhile is lost", "container", c.id, "err", err)
+		})
+	if err == nil || !runs && errors.Is(err, fs.ErrNotExist) {
+		c.tail.log = o.fd
+		return
+	}
+	klog.ErrorS(err, "log of a container that outlived both executor and keeper", "container", c.id)
 }
 
 // resume makes an adopted container go on.
@@ -251,8 +263,7 @@ func (x *Executor) resumeContainer(c *container) error {
 		return nil
 	}
 	if c.held == "" {
-		c.tail.held = true
-		if err := x.hold(c, c.tail.log); err != nil {
+		if err := c.tail.hold(func(log int) error { return x.hold(c, log) }); err != nil {
 			return err
 		}
 	}
@@ -323,52 +334,70 @@ func (x *Executor) findExec(e *execProc) {
 	close(e.exited)
 }
 
-// openJournals opens the pump's journals, and completes what they were at.
+// openJournals opens the pump's journals, and has completed what they were at. Some
+// there are only because others hung in a file system.
 func (x *Executor) openJournals(names map[string][]int) error {
-	for n := range visits {
+	for n := range visits + stuckMax {
+		if n >= visits && !exists(x.files.journal(n)) {
+			continue
+		}
 		fds := names[pumpName(n)]
 		delete(names, pumpName(n))
 		fresh := len(fds) != 2
 		if fresh {
-			var p [2]int
-			if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-				return fmt.Errorf("pump's pipe: %w", err)
-			}
-			fds = p[:]
+			fds = nil
 		}
-		j, err := openJournal(x.files.journal(n), n, fds[0], fds[1])
+		j, err := x.openJournal(n, fds)
 		if err != nil {
 			return err
 		}
-		if owner := j.owner(); owner != "" {
-			x.complete(j, owner, fresh)
+		owner := j.owner()
+		if owner != "" && fresh {
+			// The keeper died as well, and with it what was in the old private pipe.
+			if bytes := j.forget(); bytes > 0 {
+				klog.InfoS("log lines are lost: executor and keeper died while they were moved", "container", owner, "bytes", bytes)
+			}
 		}
-		if fresh {
-			if err := x.keeper.Put(pumpName(n), fds...); err != nil {
+		if owner == "" && n >= visits {
+			if err := x.dropJournal(j); err != nil {
+				return err
+			}
+			continue
+		}
+		if fresh { // after forget: who finds a pipe with the journal takes it for the one that was in use
+			if err := x.keeper.Put(pumpName(n), j.r, j.w); err != nil {
 				return err
 			}
 		}
-		x.pump.journals <- j
+		if owner != "" {
+			x.complete(j, owner)
+		} else {
+			x.pump.add(j)
+		}
 	}
 	return nil
 }
 
-// complete ends the visit that a journal was at. Where the keeper died as well,
-// its private pipe is a new one: what was in the old one is lost.
-func (x *Executor) complete(j *journal, owner string, fresh bool) {
-	if fresh {
-		if bytes := j.forget(); bytes > 0 {
-			klog.InfoS("log lines are lost: executor and keeper died while they were moved", "container", owner, "bytes", bytes)
-		}
-	}
-	t := newTail(x.pump, owner, filepath.Join(x.files.state, "log", "orphan"), 0)
+// complete ends the visit that a journal was at, before any other to the same
+// container. It may hang in the log's file system, and nobody waits for it.
+func (x *Executor) complete(j *journal, owner string) {
+	t := newTail(x.pump, owner, "", 0)
+	t.deleted = true
 	if c := x.containers[owner]; c != nil {
 		t = c.tail
 	}
-	if err := j.resume(t); err != nil {
-		klog.ErrorS(err, "log was not completed", "container", owner)
-		j.mem.ownerLen.Store(0)
-	}
+	t.enter()
+	v := x.pump.resume(j, owner, t.file.Dev)
+	go func() {
+		defer t.leave()
+		if err := j.resume(t); err != nil {
+			klog.ErrorS(err, "log was not completed", "container", owner)
+			j.mem.ownerLen.Store(0)
+			x.pump.giveBack(v)
+			return
+		}
+		t.finish(v)
+	}()
 }
 
 // sweep lets go of what no record names, and takes mounts back that were lent to

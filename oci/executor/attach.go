@@ -402,10 +402,10 @@ func (x *Executor) endStdin(c *container) error {
 		return nil
 	}
 	if tty {
-		// What the terminal has to say until now is the container's output. Then its
-		// master goes, which is the output's source too, and the kernel hangs up on
-		// the session: SIGHUP.
-		c.tail.catchUp()
+		// What the terminal has to say until now is the container's output, unless its
+		// log hangs. Then its master goes, which is the output's source too, and the
+		// kernel hangs up on the session: SIGHUP.
+		c.tail.catchUpWithin(drainTime)
 		if err := x.endOutput(c); err != nil {
 			return err
 		}
@@ -506,19 +506,23 @@ func (t *tail) inputs() []*sink {
 // replaceOutput ends the one stream of a terminal. ended, which the keeper is to
 // hold in its place, is the tail's from now on, to be closed when the keeper lets go.
 func (t *tail) replaceOutput(ended int, keep func(log int) error) error {
+	t.telling.Lock()
+	defer t.telling.Unlock()
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.ended = append(t.ended, ended)
-	master, token := t.in[0], t.token[0]
-	if master >= 0 && token != 0 {
-		t.p.poller.forget(master, token)
-	}
-	t.in[0], t.token[0] = -1, 0
+	master, log := t.forgetLocked(0), t.log
 	t.endedLocked()
-	if err := keep(t.log); err != nil {
+	t.mu.Unlock()
+	if err := keep(log); err != nil {
 		return err // master stays open: the keeper may hold it by this number
 	}
-	if master >= 0 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case master < 0:
+	case t.using[0]:
+		t.used[0] = master
+	default:
 		unix.Close(master)
 	}
 	return nil

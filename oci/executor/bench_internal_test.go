@@ -42,7 +42,7 @@ func benchPump(b *testing.B, dir string, pipeSize int) {
 	w.pump.poller = p
 	go func() { _ = p.run() }() // for the rest of the process
 	j, t := w.open()
-	w.pump.journals <- j
+	w.pump.add(j)
 	if err := t.start(); err != nil {
 		b.Fatal(err)
 	}
@@ -50,8 +50,8 @@ func benchPump(b *testing.B, dir string, pipeSize int) {
 	b.SetBytes(benchChunk)
 	b.ResetTimer()
 	bytes := feed(b, w.write[0], func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
+		t.enter()
+		defer t.leave()
 		t.off = 0
 		if err := unix.Ftruncate(t.log, 0); err != nil {
 			b.Error(err)
@@ -59,10 +59,8 @@ func benchPump(b *testing.B, dir string, pipeSize int) {
 	})
 	<-t.drained
 	b.StopTimer()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if w.pump.written != uint64(bytes) || w.pump.dropped != 0 {
-		b.Errorf("%d bytes were pumped and %d dropped, of %d", w.pump.written, w.pump.dropped, bytes)
+	if n, dropped := w.pump.written.Load(), w.pump.dropped.Load(); n != uint64(bytes) || dropped != 0 {
+		b.Errorf("%d bytes were pumped and %d dropped, of %d", n, dropped, bytes)
 	}
 }
 

@@ -280,12 +280,9 @@ func (x *Executor) register(c *container, pid int, io *stdio) error {
 	c.state = wire.IsCreated
 	rec := c.rec
 	c.mu.Unlock()
-	c.tail.mu.Lock()
-	c.tail.in, c.tail.log, c.tail.file, c.tail.off = io.out, io.log, io.file, io.size
-	c.tail.held = true
-	c.tail.mu.Unlock()
+	c.tail.open(io.out, io.log, true)
 
-	if err := x.hold(c, io.log); err != nil {
+	if err := x.hold(c, io.log.fd); err != nil {
 		return err
 	}
 	if c.stdin >= 0 {

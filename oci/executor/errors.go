@@ -14,6 +14,12 @@ var (
 	// errLogClosed is returned by a reopen of a log whose container has ended.
 	errLogClosed = errors.New("container has ended and its log is closed")
 
+	// errLogStuck is returned where the file system of a log does not answer in time.
+	errLogStuck = errors.New("file system of the log does not answer")
+
+	// errUnwritten is returned where a log does not take what was taken from its container.
+	errUnwritten = errors.New("not written to the log")
+
 	// errTornTail is returned for a tail file that no executor wrote whole.
 	errTornTail = errors.New("tail file is damaged")
 )

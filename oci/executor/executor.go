@@ -57,10 +57,6 @@ type Config struct {
 	Build  string // version, for people
 }
 
-// visits is how many logs are moved at a time: enough that one slow disk write
-// does not stop the others, few enough that the journals stay small.
-const visits = 4
-
 // Run serves until the process ends: it returns only with an error.
 //
 // Preconditions: the process was started by the keeper, with the socket to it as
@@ -130,10 +126,8 @@ func open(cfg Config) (*Executor, []keeper.Held, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open /dev/null: %w", err)
 	}
-	x.pump = &pump{
-		poller: x.poller, null: null, journals: make(chan *journal, visits),
-		logf: func(format string, args ...any) { klog.Warningf(format, args...) },
-	}
+	x.pump = newPump(x.poller, null, func(format string, args ...any) { klog.Warningf(format, args...) })
+	x.pump.more, x.pump.less = x.newJournal, x.dropJournal
 	return x, held, nil
 }
 
@@ -161,8 +155,6 @@ func (x *Executor) report() wire.Report {
 		r.Execs += len(c.execs)
 		c.mu.Unlock()
 	}
-	x.pump.mu.Lock()
-	defer x.pump.mu.Unlock()
-	r.LogBytes, r.LogDropped, r.Discarded = x.pump.written, x.pump.dropped, x.pump.discarded
+	r.LogBytes, r.LogDropped, r.Discarded = x.pump.written.Load(), x.pump.dropped.Load(), x.pump.discarded.Load()
 	return r
 }

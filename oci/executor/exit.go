@@ -67,9 +67,29 @@ func (x *Executor) afterEnd(c *container) {
 	if err := x.killGroup(ctx, c); err != nil {
 		klog.ErrorS(err, "processes of an ended container are left", "container", c.id)
 	}
-	c.tail.catchUpWithin(drainTime) // what the killed ones wrote; and a pipe nobody has open is at its end
-	waitAtMost(c.tail.drained, drainTime)
-	if c.tail.close() {
+	// What the killed ones wrote; and a pipe nobody has open is at its end.
+	var wait time.Duration
+	if c.tail.catchUpWithin(drainTime) {
+		waitAtMost(c.tail.drained, drainTime)
+		wait = drainTime
+	}
+	ended := c.tail.end()
+	if waitAtMost(ended, wait) {
+		x.letGoOfEnded(c)
+		return
+	}
+	klog.InfoS("log of an ended container does not take what was written; that waits, and the container's end does not", "container", c.id)
+	go func() {
+		<-ended
+		c.op.Lock() // it may be being deleted
+		defer c.op.Unlock()
+		x.letGoOfEnded(c)
+	}()
+}
+
+// letGoOfEnded lets go of what was held for a container whose log has ended.
+func (x *Executor) letGoOfEnded(c *container) {
+	if c.tail.left() {
 		klog.InfoS("a process outside the container's cgroup still has its output open: what it writes is thrown away", "container", c.id)
 	}
 	if err := x.release(c); err != nil {
@@ -96,12 +116,15 @@ func (x *Executor) closePidfdLocked(c *container) {
 	c.pidfd, c.token = -1, 0
 }
 
-func waitAtMost(done <-chan struct{}, d time.Duration) {
+// waitAtMost waits for done, and says whether it came.
+func waitAtMost(done <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-done:
+		return true
 	case <-t.C:
+		return false
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -75,6 +76,7 @@ func (s *story) tell() []byte {
 
 // live is one executor: it takes over, goes on, and dies or comes to the end.
 func (s *story) live() (again bool) {
+	s.newPump()
 	j, t := s.open()
 	defer s.unmap(j)
 	defer func() {
@@ -97,6 +99,7 @@ func (s *story) live() (again bool) {
 	if err := t.load(); err != nil {
 		t.off = 1 << 62
 	}
+	t.enter() // and never leaves: the executor ends with it
 	if owner := j.owner(); owner != "" {
 		if owner != t.id {
 			s.tb.Fatalf("journal is owned by %q", owner)
@@ -104,34 +107,37 @@ func (s *story) live() (again bool) {
 		if s.both {
 			s.lost += j.forget()
 		}
+		v := s.pump.resume(j, owner, 0)
 		if err := j.resume(t); err != nil {
 			s.tb.Fatal(err)
 		}
+		if !t.finish(v) {
+			s.tb.Fatal("visit was not ended")
+		}
+	} else {
+		s.pump.add(j)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s.visit(j, t)
+	s.visit(t)
 	for s.done < len(s.writes) {
 		w := s.writes[s.done]
 		s.done++
 		if n, err := unix.Write(s.world.write[w.stream], []byte(w.text)); err != nil || n != len(w.text) {
 			s.tb.Fatalf("%d of %d bytes: %v", n, len(w.text), err)
 		}
-		s.visit(j, t)
+		s.visit(t)
 	}
 	return false
 }
 
 // visit moves all there is, as the pump does.
-func (s *story) visit(j *journal, t *tail) {
-	s.pump.journals = make(chan *journal, 1)
-	s.pump.journals <- j
-	for stream := range t.in {
-		for more := true; more; {
+func (s *story) visit(t *tail) {
+	for stream := range 2 {
+		for again := true; again; {
 			var err error
-			if more, err = t.moveLocked(stream, share); err != nil {
+			if again, err = t.move(stream, (1<<20)/chunk, false); err != nil {
 				s.tb.Fatal(err)
 			}
+			t.fail.next = time.Time{}
 		}
 	}
 }
@@ -173,8 +179,7 @@ func (s *story) step(j *journal, t *tail, step string) {
 }
 
 func (s *story) unmap(j *journal) {
-	size := int(unsafe.Sizeof(journalMem{}))
-	if err := unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(j.mem)), size)); err != nil {
+	if err := j.unmap(); err != nil {
 		s.tb.Error(err)
 	}
 }
@@ -460,10 +465,10 @@ func TestJournalDrainsAfterAnError(t *testing.T) {
 	if _, err := unix.Write(w.write[0], []byte("line\n")); err != nil {
 		t.Fatal(err)
 	}
-	w.pump.journals <- j
-	tl.mu.Lock()
-	defer tl.mu.Unlock()
-	if _, err := tl.moveLocked(0, share); err == nil {
+	w.pump.add(j)
+	tl.enter()
+	defer tl.leave()
+	if _, err := tl.move(0, share, false); err == nil {
 		t.Error("bytes of nobody were taken for the container's")
 	}
 	if n, err := pending(w.private[0]); n != 0 || err != nil {
@@ -472,7 +477,7 @@ func TestJournalDrainsAfterAnError(t *testing.T) {
 	if _, err := unix.Write(w.write[0], []byte("next\n")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tl.moveLocked(0, share); err != nil {
+	if _, err := tl.move(0, share, false); err != nil {
 		t.Fatal(err)
 	}
 	if got := logLines(t, w.log())[0]; !slices.Equal(got, []string{"next"}) {
@@ -516,7 +521,7 @@ func TestJournalRefusesNonsense(t *testing.T) {
 	for name, spoil := range map[string]func(sl *slot){
 		"n":              func(sl *slot) { sl.n = chunk + 1 },
 		"negative n":     func(sl *slot) { sl.n = -1 },
-		"carry":          func(sl *slot) { sl.carry[0] = lineCap + 1 },
+		"carry":          func(sl *slot) { sl.carry[0] = carryCap + 1 },
 		"negative carry": func(sl *slot) { sl.carry[1] = -1 },
 		"offset":         func(sl *slot) { sl.off = -1 },
 	} {

@@ -58,12 +58,12 @@ type execRecord struct {
 //	  p/POD                        a pod: its record
 //	  c/ID/record                  a container: its record
 //	  c/ID/stdout, stderr          FIFOs
-//	  c/ID/tail                    where its log stands; see pump.go
+//	  c/ID/tail                    where its log stands; see tailfile.go
 //	  c/ID/exit                    how it ended, until it is deleted
 //	  c/ID/acked                   the exit was acknowledged
 //	  c/ID/x/EXEC                  an exec'd process: its record
 //	  c/ID/x/EXEC.exit             how it ended, until acknowledged
-//	  log/N                        journals of the pump
+//	  log/2-N                      journals of the pump, in their second layout
 //
 // The folder is on a tmpfs: nothing in it is worth more than the processes it
 // tells of, which a reboot ends too.
@@ -79,7 +79,7 @@ func (f files) in(id, name string) string    { return filepath.Join(f.state, "c"
 func (f files) slice(path string) string     { return filepath.Join(f.state, "slice", filepath.Base(path)) }
 func (f files) execs(id string) string       { return filepath.Join(f.state, "c", id, "x") }
 func (f files) exec(id, exec string) string  { return filepath.Join(f.state, "c", id, "x", exec) }
-func (f files) journal(n int) string         { return filepath.Join(f.state, "log", strconv.Itoa(n)) }
+func (f files) journal(n int) string         { return filepath.Join(f.state, "log", "2-"+strconv.Itoa(n)) }
 func (f files) keeperExit(key string) string { return filepath.Join(f.state, "exit", key) }
 func (f files) execFIFO(id string) string    { return filepath.Join(f.state, "lc", id, "exec.fifo") }
 

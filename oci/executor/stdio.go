@@ -20,9 +20,7 @@ import (
 type stdio struct {
 	out   [2]int // read ends, non-blocking; -1: none
 	stdin int    // write end or the terminal's master; -1: none
-	log   int    // -1: none
-	file  fileID
-	size  int64
+	log   opened
 
 	child   []*os.File // the container's ends
 	console int        // where the terminal's master will arrive; -1: no terminal
@@ -30,7 +28,7 @@ type stdio struct {
 
 // openStdio makes the streams of c, and its log file, and gives process its ends.
 func (x *Executor) openStdio(c *container, req *wire.Create, process *libcontainer.Process) (*stdio, error) {
-	s := &stdio{out: [2]int{-1, -1}, stdin: -1, log: -1, console: -1}
+	s := &stdio{out: [2]int{-1, -1}, stdin: -1, log: opened{fd: -1}, console: -1}
 	err := x.fillStdio(s, c, req, process)
 	if err != nil {
 		s.closeChildEnds()
@@ -43,8 +41,9 @@ func (x *Executor) openStdio(c *container, req *wire.Create, process *libcontain
 func (x *Executor) fillStdio(s *stdio, c *container, req *wire.Create, process *libcontainer.Process) error {
 	if req.LogPath != "" {
 		var err error
-		if s.log, s.size, s.file, err = openLog(req.LogPath); err != nil {
-			return fmt.Errorf("log: %w", err)
+		s.log, err = x.pump.within(openTime, func() (opened, error) { return openLog(req.LogPath) }, nil)
+		if err != nil {
+			return fmt.Errorf("log %s: %w", req.LogPath, err)
 		}
 	}
 	if req.TTY {
@@ -183,7 +182,7 @@ func (s *stdio) closeChildEnds() {
 }
 
 func (s *stdio) closeOwnEnds() {
-	for _, fd := range []*int{&s.out[0], &s.out[1], &s.stdin, &s.log} {
+	for _, fd := range []*int{&s.out[0], &s.out[1], &s.stdin, &s.log.fd} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1

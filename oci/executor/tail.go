@@ -4,15 +4,6 @@
 package executor
 
 import (
-	"bytes"
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"io/fs"
-	"math"
-	"os"
-	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -21,56 +12,95 @@ import (
 	"github.com/berth-cri/berth/oci/crilog"
 )
 
+// reopenTime is how long a reopen waits for what is being written to the old file.
+const reopenTime = 2 * time.Second
+
 // tail is the end of a container's log: its streams, the file they go to and
 // where that stands. At rest it is a few words; a line in progress is the only
 // buffer it may have.
+//
+// It has two locks. Who moves bytes has the turn, and with it io: so there is one
+// at a time, and it may hang in the log's file system for as long as that likes.
+// mu is for all that must go on meanwhile, and is never held over I/O: sinks, the
+// end of streams, the end of the container. What needs the turn waits for it with
+// a deadline (catchUpWithin, reopen), or in a goroutine of its own that is left
+// behind until the file system answers (end, free).
 type tail struct {
 	id   string
 	path string // of its tail file
 	max  int    // bytes of content in a record
 	p    *pump
 
+	turn turn
+	io   sync.Mutex // locked by the one who has the turn, and by nobody else: see enter
+
+	log  int       // +checklocks:io -1: none. Written with mu held as well
+	file fileID    // +checklocks:io of log
+	off  int64     // +checklocks:io where the next record goes
+	line [2][]byte // +checklocks:io lines in progress, and records that the log did not take
+	mark [2]int64  // +checklocks:io see markLost
+	todo [2]bool   // +checklocks:io there are such records in line
+	torn bool      // +checklocks:io behind off is a part of a record
+	fail failure   // +checklocks:io
+	kept *visit    // +checklocks:io one that could not be ended, since the tail file could not be written
+
+	telling sync.Mutex // held while the keeper is told which descriptors to hold; before mu
+
 	mu      sync.Mutex
 	in      [2]int        // +checklocks:mu stdout and stderr, non-blocking; -1: none or ended
 	token   [2]int32      // +checklocks:mu of the poller; 0: not watched
-	log     int           // +checklocks:mu -1: none
-	file    fileID        // +checklocks:mu of log
-	off     int64         // +checklocks:mu where the next record goes
-	line    [2][]byte     // +checklocks:mu lines in progress
-	mark    [2]int64      // +checklocks:mu see markLost
+	using   [2]bool       // +checklocks:mu somebody reads from in
+	used    [2]int        // +checklocks:mu to be closed when they have; -1: none
+	retry   [2]bool       // +checklocks:mu a visit will come by itself
 	sinks   []*sink       // +checklocks:mu attached clients
-	closed  bool          // +checklocks:mu the container has ended, and its log with it
+	over    bool          // +checklocks:mu the log has ended
 	discard bool          // +checklocks:mu what still comes is thrown away
-	drained chan struct{} // closed when both streams have ended or the log was closed
-	failing bool          // +checklocks:mu the last write failed, and was reported
+	ending  chan struct{} // +checklocks:mu see end; nil: not yet called
+	deleted bool          // +checklocks:mu the container has been forgotten
+	owns    *journal      // +checklocks:mu the journal of the visit under way
+	slow    bool          // +checklocks:mu somebody waited in vain for the turn that is not yet over
 	held    bool          // +checklocks:mu the keeper holds our descriptors: none may be closed
 	ended   []int         // +checklocks:mu descriptors to close once it does not
+	drained chan struct{} // closed when both streams have ended or the log was closed
 }
-
-// pump moves what containers write into their logs.
-type pump struct {
-	poller   *poller
-	journals chan *journal // free ones: as many visits at a time
-
-	mu        sync.Mutex
-	written   uint64 // +checklocks:mu bytes
-	dropped   uint64 // +checklocks:mu bytes no log file would take
-	discarded uint64 // +checklocks:mu bytes after the end
-	null      int    // /dev/null
-	logf      func(format string, args ...any)
-}
-
-// share is how many chunks one visit takes before others have their turn.
-const share = 16
 
 func newTail(p *pump, id, path string, lineMax int) *tail {
 	if lineMax <= 0 || lineMax > lineCap {
 		lineMax = crilog.MaxLine
 	}
 	return &tail{
-		id: id, path: path, max: lineMax, p: p,
-		in: [2]int{-1, -1}, log: -1, drained: make(chan struct{}),
+		id: id, path: path, max: lineMax, p: p, turn: newTurn(),
+		in: [2]int{-1, -1}, used: [2]int{-1, -1}, log: -1, drained: make(chan struct{}),
 	}
+}
+
+// enter waits for the turn.
+//
+// +checklocksacquire:t.io
+func (t *tail) enter() {
+	t.turn.take()
+	t.io.Lock() // free: it is locked by the turn's holder alone
+}
+
+// leave gives the turn to the next.
+//
+// +checklocksrelease:t.io
+func (t *tail) leave() {
+	t.mu.Lock()
+	t.slow = false
+	t.mu.Unlock()
+	t.io.Unlock()
+	t.turn.give()
+}
+
+// open gives the tail what it is to move.
+func (t *tail) open(in [2]int, log opened, held bool) {
+	t.enter()
+	defer t.leave()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.in, t.held = in, held
+	t.log, t.file, t.off = log.fd, log.file, log.size
 }
 
 // start watches the streams. The descriptors stay the tail's.
@@ -91,118 +121,54 @@ func (t *tail) start() error {
 	return nil
 }
 
-// visit moves what stream s has, and asks to be told of more.
-func (t *tail) visit(s int) {
+// stream returns the descriptor of a stream for a while in which it is not closed,
+// -1 if it has ended. See putBack.
+func (t *tail) stream(s int) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.in[s] < 0 {
-		return
-	}
-	if _, err := t.moveLocked(s, share); err != nil {
-		t.p.logf("log of container %s: %v", t.id, err)
-	}
-	if t.in[s] < 0 {
-		return
-	}
-	if err := t.p.poller.rearm(t.in[s], t.token[s], unix.EPOLLIN|unix.EPOLLONESHOT); err != nil {
-		t.p.logf("log of container %s: %v", t.id, err)
+	t.using[s] = t.in[s] >= 0
+	return t.in[s]
+}
+
+func (t *tail) putBack(s int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.using[s] = false
+	if fd := t.used[s]; fd >= 0 {
+		t.used[s] = -1
+		unix.Close(fd)
 	}
 }
 
-// moveLocked moves up to limit chunks of stream s and says whether there is more.
-//
-// +checklocks:t.mu
-func (t *tail) moveLocked(s, limit int) (more bool, err error) {
-	if t.discard {
-		return t.discardLocked(s, limit)
-	}
-	j := <-t.p.journals
-	defer func() { t.p.journals <- j }()
-	t.shrunkLocked()
-	j.own(t)
-	more = true
-	var moved uint64
-	for range limit {
-		var n int
-		n, err = j.take(t, s)
-		moved += uint64(n)
-		if errors.Is(err, unix.EAGAIN) {
-			more, err = false, nil
-			break
-		}
-		if n == 0 {
-			more = false
-			t.closeStreamLocked(s) // at its end, or of no further use
-			break
-		}
-		if err != nil {
-			break // these bytes are lost; the container must not wait for ever with the next
-		}
-	}
-	t.p.mu.Lock()
-	t.p.written += moved
-	t.p.mu.Unlock()
-	return more, errors.Join(err, j.disown(t))
-}
-
-// shrunkLocked follows a file that somebody truncated: to write on at the old
-// place would leave a hole of zeros.
-//
-// +checklocks:t.mu
-func (t *tail) shrunkLocked() {
-	t.off = min(t.off, t.size())
-}
-
-// size returns how long the log file is, or, where nobody knows, more than that.
-//
-// Preconditions: t.mu is held, or the tail is not yet shared.
-func (t *tail) size() int64 {
-	var st unix.Stat_t
-	if t.log < 0 || unix.Fstat(t.log, &st) != nil {
-		return math.MaxInt64
-	}
-	return st.Size
-}
-
-// discardLocked throws away what a process that outlived the container writes:
-// it would block for ever on a full pipe, since its own descriptor, opened for
-// reading too, keeps the pipe from breaking.
-//
-// +checklocks:t.mu
-func (t *tail) discardLocked(s, limit int) (bool, error) {
-	for range limit {
-		n, err := unix.Splice(t.in[s], nil, t.p.null, nil, chunk, unix.SPLICE_F_NONBLOCK)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN):
-			return false, nil
-		case err != nil || n == 0:
-			t.closeStreamLocked(s)
-			return false, nil
-		default:
-			t.p.mu.Lock()
-			t.p.discarded += uint64(n)
-			t.p.mu.Unlock()
-		}
-	}
-	return true, nil
+func (t *tail) endStream(s int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.endStreamLocked(s)
 }
 
 // +checklocks:t.mu
-func (t *tail) closeStreamLocked(s int) {
-	if t.in[s] < 0 {
-		return
+func (t *tail) endStreamLocked(s int) {
+	fd := t.forgetLocked(s)
+	if fd >= 0 {
+		t.closeLocked(fd)
 	}
-	if t.token[s] != 0 {
-		t.p.poller.forget(t.in[s], t.token[s])
-	}
-	fd := t.in[s]
-	t.in[s], t.token[s] = -1, 0
-	t.closeLocked(fd)
 	t.endedLocked()
 }
 
-// closeLocked closes a descriptor, or leaves it for later if the keeper holds it.
+// forgetLocked takes a stream from the tail. The descriptor is the caller's to close.
+//
+// +checklocks:t.mu
+func (t *tail) forgetLocked(s int) int {
+	fd := t.in[s]
+	if t.token[s] != 0 {
+		t.p.poller.forget(fd, t.token[s])
+	}
+	t.in[s], t.token[s] = -1, 0
+	return fd
+}
+
+// closeLocked closes a stream's descriptor, or leaves it for later if the keeper
+// holds it.
 //
 // +checklocks:t.mu
 func (t *tail) closeLocked(fd int) {
@@ -213,22 +179,32 @@ func (t *tail) closeLocked(fd int) {
 	unix.Close(fd)
 }
 
+// dropLog gives up the log file.
+//
+// +checklocks:t.io
+func (t *tail) dropLog() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.log < 0 {
+		return
+	}
+	if t.held {
+		t.ended = append(t.ended, t.log)
+	} else {
+		t.p.close(t.log)
+	}
+	t.log = -1
+}
+
 // released says that the keeper holds nothing of this container any more.
 func (t *tail) released() {
 	t.mu.Lock()
-	t.held = false
+	list := t.ended
+	t.held, t.ended = false, nil
 	t.mu.Unlock()
-	t.closeEnded()
-}
-
-// closeEnded closes what was left open for the keeper's sake.
-func (t *tail) closeEnded() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, fd := range t.ended {
-		unix.Close(fd)
+	for _, fd := range list {
+		t.p.close(fd)
 	}
-	t.ended = nil
 }
 
 // +checklocks:t.mu
@@ -257,260 +233,219 @@ func (t *tail) hurry() {
 	t.drainedLocked()
 }
 
-// catchUpWithin is catchUp, but does not wait for a dead disk longer than d.
-func (t *tail) catchUpWithin(d time.Duration) {
-	done := make(chan struct{})
-	go func() {
-		t.catchUp()
-		close(done)
-	}()
-	waitAtMost(done, d)
-}
-
-// catchUp moves all that was written before it was called: no pipe holds more
-// than 1 MiB, so a process that goes on writing does not keep it for ever.
-func (t *tail) catchUp() {
+// end ends the log: what was written before is moved, lines in progress are
+// written as they are, and what still comes is thrown away until the last writer
+// has gone. done is closed then. That takes as long as the file system likes, and,
+// where the log cannot be written, until the pump's patience is over.
+//
+// Again is no error, neither in the same executor nor in the next.
+func (t *tail) end() (done <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for s := range t.in {
-		if t.in[s] < 0 {
-			continue
-		}
-		if _, err := t.moveLocked(s, (1<<20)/chunk); err != nil {
-			t.p.logf("log of container %s: %v", t.id, err)
-		}
+	if t.ending != nil {
+		return t.ending
 	}
+	ending := make(chan struct{})
+	t.ending = ending
+	go func() {
+		defer close(ending)
+		for {
+			t.enter()
+			ended := t.endNow()
+			t.leave()
+			if ended {
+				return
+			}
+			time.Sleep(retryMost) //nolint:forbidigo // there is no event for a disk that has room again
+		}
+	}()
+	return ending
 }
 
-// close ends the log: lines in progress are written as they are, and what still
-// comes is thrown away until the last writer has gone. It says whether one is left.
-func (t *tail) close() (left bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
+// endNow is false where the log has yet to take something.
+//
+// +checklocks:t.io
+func (t *tail) endNow() bool {
+	if !t.catchUp() && t.patient() {
 		return false
 	}
-	t.closed = true
-	t.shrunkLocked()
+	// Not without a journal, though none is needed for it: they bound how many may
+	// hang in a file system.
+	v := t.kept
+	if v == nil {
+		v = t.p.borrow(t.id, t.file.Dev)
+	}
+	defer t.p.giveBack(v)
+	t.kept = nil
+	t.look()
 	// The same place and, times having one length, the same bytes but for the time:
 	// whoever does it again after a crash changes nothing else.
 	for s := range t.line {
-		records := crilog.AppendRest(nil, streamName(s), time.Now(), t.line[s])
-		t.off = t.write(t.off, records)
-		t.line[s] = nil
+		records, rest := crilog.Append(nil, streamName(s), time.Now(), t.line[s], t.max)
+		records = crilog.AppendRest(records, streamName(s), time.Now(), rest)
+		n, err := t.put(t.off, records)
+		t.off += int64(n)
+		if err != nil {
+			t.drop(len(t.line[s]) - contentOf(records[:n]))
+		}
+		t.line[s], t.todo[s] = nil, false
 	}
-	if err := t.save(); err != nil {
-		t.p.logf("log of container %s: %v", t.id, err)
+	t.saveLast(v.j)
+	t.dropLog()
+	if t.fail.dropped > 0 {
+		t.p.logf("log of container %s has ended; %d bytes were dropped", t.id, t.fail.dropped)
 	}
-	if t.log >= 0 {
-		t.closeLocked(t.log)
-		t.log = -1
-	}
-	t.discard = true
-	left = t.in[0] >= 0 || t.in[1] >= 0
+	t.fail = failure{}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.over, t.discard = true, true
 	t.drainedLocked()
-	return left
+	return true
+}
+
+// saveLast writes the tail file of a log that has ended, unless nobody will read it.
+//
+// +checklocks:t.io
+func (t *tail) saveLast(j *journal) {
+	t.mu.Lock()
+	deleted := t.deleted
+	t.mu.Unlock()
+	if !deleted {
+		if err := t.save(); err != nil {
+			t.p.logf("log of container %s: %v", t.id, err)
+		}
+	}
+	j.mem.ownerLen.Store(0) // it may be one that could not be given back before
+}
+
+// left says whether a stream of a log that has ended is still open somewhere.
+func (t *tail) left() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.in[0] >= 0 || t.in[1] >= 0
 }
 
 // free closes what is still open, for a container that is being deleted. What is
-// being thrown away goes on being so until the last writer has gone.
+// being thrown away goes on being so until the last writer has gone; a log that
+// does not take what is being written to it is left to itself: it is closed when
+// it has taken it, or the disk is given up.
 func (t *tail) free() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.closed = true
-	for s := range t.in {
-		if !t.discard {
-			t.closeStreamLocked(s)
+	t.deleted = true
+	if t.owns != nil {
+		// Another container may have this name by the time an executor looks for the owner.
+		t.owns.mem.ownerLen.Store(0)
+	}
+	ending := t.ending
+	t.mu.Unlock()
+	if ending != nil {
+		return // end does the rest
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		t.enter()
+		defer t.leave()
+		if t.kept != nil {
+			t.kept.j.mem.ownerLen.Store(0)
+			t.p.giveBack(t.kept)
+			t.kept = nil
 		}
-	}
-	if t.log >= 0 {
-		t.closeLocked(t.log)
-		t.log = -1
-	}
-	t.drainedLocked()
-}
-
-// write puts records at off and returns the offset after those that could be
-// written; the others are counted.
-//
-// Preconditions: t.mu is held, or the tail is not yet shared.
-func (t *tail) write(off int64, records []byte) int64 {
-	if t.log < 0 {
-		return off
-	}
-	at := off
-	for rest := records; len(rest) > 0; {
-		n, err := unix.Pwrite(t.log, rest, at)
-		if errors.Is(err, unix.EINTR) {
-			continue
+		t.dropLog()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.over = true
+		for s := range t.in {
+			t.endStreamLocked(s)
 		}
-		if err != nil {
-			return t.writeFailed(off, records[:at-off], len(records), err)
-		}
-		rest, at = rest[n:], at+int64(n)
-	}
-	if len(records) > 0 {
-		t.failing = false
-	}
-	return at
-}
-
-// writeFailed deals with a write at off of which only a part was done: no part of a
-// record stays, since what comes next may be shorter.
-func (t *tail) writeFailed(off int64, written []byte, all int, err error) int64 {
-	whole := bytes.LastIndexByte(written, '\n') + 1
-	end := off + int64(whole)
-	if whole < len(written) {
-		err = errors.Join(err, unix.Ftruncate(t.log, end))
-	}
-	t.p.mu.Lock()
-	t.p.dropped += uint64(all - whole)
-	t.p.mu.Unlock()
-	if !t.failing {
-		t.failing = true
-		t.p.logf("log of container %s: %d bytes dropped, and more until it can be written again: %v", t.id, all-whole, err)
-	}
-	return end
+		t.drainedLocked()
+	}()
+	waitAtMost(done, drainTime)
 }
 
 // reopen makes the log go on in the file that path names now, at a boundary
-// between records: no visit is under way while the lock is held. keep has the
-// keeper hold the new file before the old one is given up.
+// between records: no visit is under way. keep has the keeper hold the new file
+// before the old one is given up. Where the old file does not take what is being
+// written to it, or the new one cannot be opened, nothing is changed.
 func (t *tail) reopen(path string, keep func(log int) error) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return errLogClosed
-	}
-	fd, size, id, err := openLog(path)
+	o, err := t.p.within(openTime, func() (opened, error) { return openLog(path) }, nil)
 	if err != nil {
 		return err
 	}
-	if err := keep(fd); err != nil {
-		unix.Close(fd)
+	if !t.turn.takeWithin(reopenTime) {
+		t.p.close(o.fd)
+		return errLogStuck
+	}
+	t.io.Lock()
+	defer t.leave()
+	t.telling.Lock()
+	defer t.telling.Unlock()
+	t.mu.Lock()
+	over := t.over || t.ending != nil
+	t.mu.Unlock()
+	if over {
+		t.p.close(o.fd)
+		return errLogClosed
+	}
+	if err := keep(o.fd); err != nil {
+		t.p.close(o.fd)
 		return err
 	}
+	t.mu.Lock()
 	if t.log >= 0 {
-		unix.Close(t.log)
+		t.p.close(t.log)
 	}
-	t.log, t.file, t.off = fd, id, size
+	t.log = o.fd
+	t.mu.Unlock()
+	t.file, t.off, t.torn = o.file, o.size, false
+	if t.kept != nil {
+		t.kept.j.slot().off = t.off
+	}
+	t.fail.next = time.Time{}
 	return t.save()
 }
 
-// openLog opens or creates a log file.
-func openLog(path string) (fd int, size int64, id fileID, err error) {
-	f, size, err := crilog.Open(path, 0o640)
-	if err != nil {
-		return -1, 0, id, err
-	}
-	defer f.Close()
-	fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 5)
-	if err != nil {
-		return -1, 0, id, fmt.Errorf("dup %s: %w", path, err)
-	}
-	id, err = idOf(fd)
-	return fd, size, id, err
+// hold has the keeper hold the tail's descriptors, by keep, log being the file's.
+func (t *tail) hold(keep func(log int) error) error {
+	t.telling.Lock()
+	defer t.telling.Unlock()
+	t.mu.Lock()
+	t.held = true
+	log := t.log
+	t.mu.Unlock()
+	return keep(log)
 }
 
-func idOf(fd int) (fileID, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fileID{}, fmt.Errorf("fstat: %w", err)
+// adoptLate gives the tail a log file that was long in coming. keep has the keeper
+// hold it.
+func (t *tail) adoptLate(o opened, keep func(log int) error) error {
+	t.enter()
+	defer t.leave()
+	t.telling.Lock()
+	defer t.telling.Unlock()
+	t.mu.Lock()
+	over, held := t.over || t.deleted || t.log >= 0, t.held
+	t.mu.Unlock()
+	if over {
+		t.p.close(o.fd)
+		return errLogClosed
 	}
-	return fileID{Dev: st.Dev, Ino: st.Ino}, nil
-}
-
-// findLog opens the file of a log whose descriptor was lost: the one at path, or,
-// if that has been rotated since, the one in the same folder that has its id.
-func findLog(path string, id fileID) (fd int, size int64, err error) {
-	fd, size, now, err := openLog(path)
-	if err != nil || now == id || id == (fileID{}) {
-		return fd, size, err
-	}
-	entries, _ := os.ReadDir(filepath.Dir(path))
-	for _, e := range entries {
-		if e.Type()&fs.ModeType != 0 {
-			continue
+	if held {
+		if err := keep(o.fd); err != nil {
+			t.p.close(o.fd)
+			return err
 		}
-		other, otherSize, is, err := openLog(filepath.Join(filepath.Dir(path), e.Name()))
-		if err != nil {
-			continue
-		}
-		if is == id {
-			unix.Close(fd)
-			return other, otherSize, nil
-		}
-		unix.Close(other)
 	}
-	return fd, size, nil
-}
-
-// The tail file: magic, file id, offset, length and bytes of both lines, marks in
-// the length's highest bits. It is written while a journal still owns the container, so a torn write is repaired.
-const (
-	tailMagic = 0x6c696174 // "tail"
-	markShift = 62
-)
-
-func (t *tail) save() error {
-	b := make([]byte, 0, 48+len(t.line[0])+len(t.line[1]))
-	b = binary.LittleEndian.AppendUint64(b, tailMagic)
-	b = binary.LittleEndian.AppendUint64(b, t.file.Dev)
-	b = binary.LittleEndian.AppendUint64(b, t.file.Ino)
-	b = binary.LittleEndian.AppendUint64(b, uint64(t.off))
-	for s, l := range t.line {
-		b = binary.LittleEndian.AppendUint64(b, uint64(len(l))|uint64(t.mark[s])<<markShift)
-	}
-	b = append(append(b, t.line[0]...), t.line[1]...)
-	f, err := os.OpenFile(t.path, os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(b, 0)
-	return errors.Join(err, f.Close())
-}
-
-// load reads what save wrote. A tail that was never saved is no error.
-//
-// Preconditions: the tail is not yet shared.
-func (t *tail) load() error {
-	b, err := os.ReadFile(t.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var head [6]uint64
-	for i := range head {
-		if len(b) < 8 {
-			return fmt.Errorf("%s: %w", t.path, errTornTail)
-		}
-		head[i], b = binary.LittleEndian.Uint64(b), b[8:]
-	}
-	var mark [2]int64
-	for s := range mark {
-		mark[s] = int64(head[4+s] >> markShift)
-		head[4+s] &^= 3 << markShift
-	}
-	if head[0] != tailMagic || head[3] > math.MaxInt64 || head[4] > lineCap || head[5] > lineCap || head[4]+head[5] > uint64(len(b)) {
-		return fmt.Errorf("%s: %w", t.path, errTornTail)
-	}
-	t.file = fileID{Dev: head[1], Ino: head[2]}
-	t.off, t.mark = int64(head[3]), mark
-	for s, n := range head[4:6] {
-		if n > 0 {
-			t.line[s] = slices.Clone(b[:n])
-		}
-		b = b[n:]
-	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.log = o.fd
 	return nil
 }
 
 // deliver offers what a stream brought to the clients that are attached.
-//
-// Preconditions: t.mu is held, or the tail is not yet shared.
 func (t *tail) deliver(s int, b []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, k := range t.sinks {
 		if k.stream == s {
 			k.offer(b)

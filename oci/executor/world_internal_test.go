@@ -29,7 +29,7 @@ type world struct {
 func newWorld(tb testing.TB, dir string, pipeSize int) *world {
 	tb.Helper()
 	w := &world{tb: tb, dir: dir}
-	w.pump = &pump{null: -1, journals: make(chan *journal, visits), logf: tb.Logf}
+	w.newPump()
 	for s := range w.read {
 		w.read[s], w.write[s] = w.pipe(0)
 		if err := unix.SetNonblock(w.read[s], true); err != nil {
@@ -52,6 +52,9 @@ func newWorld(tb testing.TB, dir string, pipeSize int) *world {
 	}
 	return w
 }
+
+// newPump makes the pump of a new executor. It has no journal yet.
+func (w *world) newPump() { w.pump = newPump(nil, -1, w.tb.Logf) }
 
 func (w *world) logPath() string { return filepath.Join(w.dir, "0.log") }
 
@@ -110,9 +113,10 @@ func (w *world) open() (*journal, *tail) {
 		w.tb.Fatal(err)
 	}
 	t := newTail(w.pump, "c1", filepath.Join(w.dir, "tail"), w.max)
-	t.in, t.log = w.read, w.logFD
-	if t.file, err = idOf(w.logFD); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(w.logFD, &st); err != nil {
 		w.tb.Fatal(err)
 	}
+	t.open(w.read, opened{fd: w.logFD, file: fileID{Dev: st.Dev, Ino: st.Ino}}, true)
 	return j, t
 }
