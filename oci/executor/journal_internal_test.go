@@ -50,7 +50,8 @@ type story struct {
 	*world
 	writes []output
 	kills  []kill
-	both   bool // the keeper dies with each of them
+	both   bool    // the keeper dies with each of them
+	pwrite pwriter // nil: the kernel's
 
 	steps []string // seen
 	done  int      // writes
@@ -77,6 +78,9 @@ func (s *story) tell() []byte {
 // live is one executor: it takes over, goes on, and dies or comes to the end.
 func (s *story) live() (again bool) {
 	s.newPump()
+	if s.pwrite != nil {
+		s.pump.pwrite, s.pump.logf = s.pwrite, func(string, ...any) {}
+	}
 	j, t := s.open()
 	defer s.unmap(j)
 	defer func() {
@@ -248,10 +252,23 @@ func checkExact(tb testing.TB, log []byte, wants [2][]logRecord) {
 // lives runs a story once for each place where its executor can die, and, with
 // again, once more for each place of the following steps where the next one dies.
 func lives(t *testing.T, writes []output, lineMax, again int, both bool, check func(s *story, log []byte)) {
+	livesOn(t, writes, lineMax, again, both, nil, check)
+}
+
+// pwriter is what a log is written by.
+type pwriter = func(fd int, b []byte, off int64) (int, error)
+
+// livesOn is lives with a disk of each story's own, nil for the kernel's.
+func livesOn(t *testing.T, writes []output, lineMax, again int, both bool, disk func() pwriter,
+	check func(s *story, log []byte),
+) {
 	dir := memory(t)
 	run := func(kills ...kill) *story {
 		rng := rand.New(rand.NewPCG(uint64(len(kills)), 7)) //nolint:gosec // to be the same each time
 		s := &story{world: newWorld(t, dir, 1<<20), writes: writes, kills: kills, both: both, rng: rng}
+		if disk != nil {
+			s.pwrite = disk()
+		}
 		defer s.close()
 		s.max = lineMax
 		log := s.tell()

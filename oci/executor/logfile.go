@@ -88,8 +88,9 @@ func (t *tail) put(off int64, records []byte) (n int, err error) {
 		}
 		if err != nil {
 			whole := bytes.LastIndexByte(records[:n], '\n') + 1
-			if whole < n {
-				t.torn = unix.Ftruncate(t.log, off+int64(whole)) != nil
+			// Beyond may also be what an executor before us had written of the same.
+			if end := off + int64(whole); t.size() > end {
+				t.torn = unix.Ftruncate(t.log, end) != nil
 			}
 			return whole, t.failed(err)
 		}
@@ -247,6 +248,9 @@ func identify(fd int, size int64) (opened, error) {
 	err := unix.Fstat(fd, &st)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 		err = crilog.ErrNotRegular
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, false)
 	}
 	if err != nil {
 		unix.Close(fd)
