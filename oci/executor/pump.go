@@ -18,10 +18,13 @@ const (
 	// does not stop the others, few enough that the journals stay small.
 	visits = 4
 
-	// stuckMax is how many visits may hang in a file system at a time, each with its
-	// thread and its journal, which is replaced. When there are as many, logs on a
-	// file system in which one hangs wait until it answers, and only those.
+	// stuckMax is how many visits that hang in file systems may have their journals
+	// replaced at a time. Each of them has a thread as well.
 	stuckMax = 16
+
+	// stuckOne is how many of them may hang in one file system. When there are as many,
+	// the other logs there wait until it answers, and only those.
+	stuckOne = stuckMax - visits
 
 	// stuckTime is how long a visit may make no progress while others wait, before its
 	// journal is replaced.
@@ -39,9 +42,10 @@ const (
 //
 // A visit may hang in a write, for as long as a disk or a server does not answer.
 // Nothing ends it then, so it keeps its thread and its journal, and the pump makes
-// another journal as soon as somebody waits for one. That is bounded by stuckMax.
-// A log whose file system already has a visit hanging in it gets a journal only
-// as long as all such visits could be replaced, should it hang as well.
+// another journal as soon as somebody waits for one. That is bounded: a log whose
+// file system already has visits hanging in it gets a journal only as long as there
+// is a replacement for it, should it hang as well. Five file systems may be dead, and
+// logs on others go on.
 type pump struct {
 	poller   *poller
 	null     int // /dev/null
@@ -205,22 +209,43 @@ func (p *pump) dispatchLocked() {
 	p.watchLocked()
 }
 
-// admitsLocked says whether a visit to a log on dev may begin.
+// admitsLocked says whether a visit to a log on dev may begin: if it hangs as well,
+// those elsewhere must still find a journal.
 //
 // +checklocks:p.mu
 func (p *pump) admitsLocked(dev uint64) bool {
-	hanging, moving := false, 0
+	if dev == 0 || p.stuck == 0 {
+		return true
+	}
+	hanging := make(map[uint64]bool, stuckMax)
 	for v := range p.under {
-		if v.dev != dev || dev == 0 {
-			continue
-		}
 		if v.hung {
-			hanging = true
-		} else {
+			hanging[v.dev] = true
+		}
+	}
+	here, suspect, moving := 0, 0, 0
+	for v := range p.under {
+		if v.dev == dev {
+			here++
+		}
+		switch {
+		case v.hung:
+		case hanging[v.dev]:
+			suspect++ // it is likely to hang, too
+			fallthrough
+		case v.dev == dev:
 			moving++
 		}
 	}
-	return !hanging || p.stuck+moving < stuckMax
+	left := stuckMax - p.stuck // so many more can be replaced
+	switch {
+	case hanging[dev]:
+		return here < stuckOne && suspect < left
+	case left < visits:
+		return moving-suspect < 1 // one at a time
+	default:
+		return true
+	}
 }
 
 // watchLocked sees to it that a visit that hangs is noticed, if that makes a

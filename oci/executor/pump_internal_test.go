@@ -4,6 +4,7 @@
 package executor
 
 import (
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -59,8 +60,8 @@ func TestPumpReplacesJournals(t *testing.T) {
 		}
 		time.Sleep(100 * stuckTime) //nolint:forbidigo // of synctest
 		synctest.Wait()
-		if n, more := dead.began.Load(), made.Load(); n != stuckMax || more != stuckMax {
-			t.Errorf("%d visits hang and %d journals were made for them, want %d", n, more, stuckMax)
+		if n, more := dead.began.Load(), made.Load(); n != stuckOne || more != stuckOne {
+			t.Errorf("%d visits hang and %d journals were made for them, want %d", n, more, stuckOne)
 		}
 		for dev := range uint64(3) { // 0 is a log without a file
 			alive := p.visitors(50, dev*2)
@@ -85,29 +86,39 @@ func TestPumpReplacesJournals(t *testing.T) {
 	})
 }
 
-// Two file systems that do not answer leave the others alone, too.
-func TestPumpWithTwoDeadFileSystems(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p, _ := testPump(t)
-		dead := []*visitors{p.visitors(30, 1), p.visitors(30, 2)}
-		time.Sleep(100 * stuckTime) //nolint:forbidigo // of synctest
-		alive := p.visitors(50, 3)
-		close(alive.answer)
-		synctest.Wait()
-		if n := alive.ended.Load(); n != 50 {
-			t.Errorf("%d of 50 visits to logs elsewhere", n)
-		}
-		close(dead[0].answer)
-		synctest.Wait()
-		if n := dead[0].ended.Load(); n != 30 {
-			t.Errorf("%d of 30 visits after the file system answers", n)
-		}
-		close(dead[1].answer)
-		synctest.Wait()
-		if n := dead[1].ended.Load(); n != 30 || len(p.free) != visits {
-			t.Errorf("%d of 30 visits after the other answers, too; %d journals free", n, len(p.free))
-		}
-	})
+// Several file systems that do not answer leave the others alone, too.
+func TestPumpWithDeadFileSystems(t *testing.T) {
+	for _, together := range []bool{true, false} {
+		t.Run(fmt.Sprintf("together=%t", together), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, _ := testPump(t)
+				var dead []*visitors
+				for dev := range uint64(5) {
+					dead = append(dead, p.visitors(30, dev+1))
+					if !together {
+						time.Sleep(100 * stuckTime) //nolint:forbidigo // of synctest
+					}
+				}
+				time.Sleep(100 * stuckTime) //nolint:forbidigo // of synctest
+				alive := p.visitors(50, 99)
+				close(alive.answer)
+				synctest.Wait()
+				if n := alive.ended.Load(); n != 50 {
+					t.Errorf("%d of 50 visits to logs elsewhere", n)
+				}
+				for i, d := range dead {
+					close(d.answer)
+					time.Sleep(100 * stuckTime) //nolint:forbidigo // of synctest: more of the others may hang first
+					if n := d.ended.Load(); n != 30 {
+						t.Errorf("%d of 30 visits after file system %d answers", n, i)
+					}
+				}
+				if len(p.free) != visits || p.stuck != 0 {
+					t.Errorf("%d journals free, %d stuck", len(p.free), p.stuck)
+				}
+			})
+		})
+	}
 }
 
 // A visit that makes progress is not taken for one that hangs.
