@@ -6,6 +6,7 @@ package executor
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +15,14 @@ import (
 // poller is the one place where the executor waits for its containers: one epoll
 // for all pidfds and pipes, so that a container at rest costs no goroutine and no
 // thread.
+//
+// Go's own poller waits for that epoll in turn. A thread of ours that hung in
+// epoll_wait would keep one of the runtime's processors with it as if it ran; with
+// few of them the runtime takes a log's processor away at nearly every write then,
+// and starts a thread for it that finds nothing to do.
 type poller struct {
 	ep int
+	f  *os.File // of ep
 
 	mu       sync.Mutex
 	next     int32                  // +checklocks:mu
@@ -27,7 +34,11 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	return &poller{ep: ep, handlers: make(map[int32]func(uint32))}, nil
+	if err := unix.SetNonblock(ep, true); err != nil { // only then os.File gives it to Go's poller
+		unix.Close(ep)
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	return &poller{ep: ep, f: os.NewFile(uintptr(ep), "epoll"), handlers: make(map[int32]func(uint32))}, nil
 }
 
 // watch calls fn, which must not block, with the events of fd as they come:
@@ -68,13 +79,22 @@ func (p *poller) forget(fd int, token int32) {
 
 // run serves events for ever.
 func (p *poller) run() error {
+	rc, err := p.f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
 	events := make([]unix.EpollEvent, 128)
 	for {
-		n, err := unix.EpollWait(p.ep, events, -1)
+		n := 0
+		// Go's poller tells of edges: it is asked only when nothing is left.
+		rerr := rc.Read(func(uintptr) bool {
+			n, err = unix.EpollWait(p.ep, events, 0)
+			return n > 0 || err != nil
+		})
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if err != nil {
+		if err := errors.Join(err, rerr); err != nil {
 			return fmt.Errorf("epoll wait: %w", err)
 		}
 		for _, e := range events[:n] {

@@ -5,6 +5,7 @@ package executor
 
 import (
 	"errors"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -169,6 +170,11 @@ func (t *tail) finish(v *visit) bool {
 func (t *tail) moveBy(v *visit, s, limit int, goOn bool) (again bool, moved uint64, err error) {
 	for n := 0; n < limit || goOn && t.p.queued.Load() == 0 && t.turn.wanted.Load() == 0; n++ {
 		v.beat.Store(t.p.now())
+		if n%share == share-1 {
+			// Who never yields is taken its processor away by the Go runtime at each system
+			// call, after 10 ms, which costs two switches of threads.
+			runtime.Gosched()
+		}
 		if t.todo[s] && t.patient() {
 			// Nothing is taken while records wait to be written.
 			if err := v.j.retry(t, s); err != nil {
