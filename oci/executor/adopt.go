@@ -147,7 +147,7 @@ func (x *Executor) leaveAlone(id string, names map[string][]int, held map[string
 // keeper has died as well, from what can be found by path and pid.
 func (x *Executor) adoptOne(c *container, h heldContainer) {
 	c.held, c.pidfd, c.stdin, c.out = h.name, h.pidfd, h.stdin, h.out
-	c.tail.in, c.tail.log, c.tail.held = h.out, h.log, h.name != ""
+	c.tail.in, c.tail.log, c.tail.shown, c.tail.held = h.out, h.log, h.log, h.name != ""
 	c.acked = exists(x.files.in(c.id, "acked"))
 	var exit wire.Exit
 	if err := read(x.files.exit(c.id, ""), &exit); err == nil {
@@ -212,7 +212,7 @@ func (x *Executor) adoptLog(c *container) {
 			klog.InfoS("log was found late; what its container wrote meanwhile is lost", "container", c.id, "err", err)
 		})
 	if err == nil || !runs && errors.Is(err, fs.ErrNotExist) {
-		c.tail.log = o.fd
+		c.tail.log, c.tail.shown = o.fd, o.fd
 		return
 	}
 	klog.ErrorS(err, "log of a container that outlived both executor and keeper", "container", c.id)

@@ -510,7 +510,7 @@ func (t *tail) replaceOutput(ended int, keep func(log int) error) error {
 	defer t.telling.Unlock()
 	t.mu.Lock()
 	t.ended = append(t.ended, ended)
-	master, log := t.forgetLocked(0), t.log
+	master, log := t.forgetLocked(0), t.shown
 	t.endedLocked()
 	t.mu.Unlock()
 	if err := keep(log); err != nil {

@@ -18,7 +18,7 @@
 //	stdout, stderr                FIFOs: held by the keeper, and open for reading in
 //	                              the container itself, so the pipe never breaks
 //	bytes on their way to a log   the pump's journal (journal.go)
-//	where a log stands            its tail file (tail.go)
+//	where a log stands            its tail file (tailfile.go)
 //	stdin, a terminal's master    the keeper
 //	what is to be taken back      the record, written before anything is done
 //
@@ -31,14 +31,28 @@
 //   - A container at rest costs no goroutine, no thread and no object of
 //     libcontainer: one epoll waits for all pidfds and pipes.
 //   - No lock is held over a system call that may wait for a container, a file
-//     system or the keeper, but container.op, which nobody takes to signal, kill,
-//     log, or note an end.
+//     system or the keeper, but those that are named below.
+//   - A file system that does not answer costs a thread for each of the few visits
+//     that hang in it (pump.go), and delays only what is on it: neither other logs,
+//     nor the exit, the kill or the delete of a container whose log is there.
 //   - wait4(-1) is never called: libcontainer waits for children of its own.
 //   - A descriptor that the keeper holds stays open here, under its number, until
 //     the keeper has let go of it (see keeper.Client.Become).
 //
 // # Locks
 //
-// In this order: container.op, then Executor.mu or container.mu, then
-// execProc.mu, then tail.mu, then watcher.mu, sink.mu or pump.mu.
+// In this order: container.op, then the turn of a tail with tail.io, then
+// tail.telling, then Executor.mu or container.mu, then execProc.mu, then tail.mu,
+// then watcher.mu, sink.mu, pump.mu or poller.mu.
+//
+// Three are held over what may take long:
+//
+//	container.op   create, start, update, delete. Nobody takes it to signal, kill, log,
+//	               or note an end; what is left of a log that hung takes it at its end.
+//	a tail's turn  over writes to the log, and the waiting for a journal. It is waited
+//	               for with a deadline, or by a goroutine that nobody waits for.
+//	tail.telling   until the keeper has answered which descriptors it holds.
+//
+// So a journal is taken by one who has the turn of its container, and no other
+// lock; and whoever has a journal waits for nobody but the log's file system.
 package executor

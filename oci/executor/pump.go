@@ -64,15 +64,22 @@ type pump struct {
 	queued    atomic.Int32  // len(queue), for visits under way
 	opening   atomic.Int32  // log files that are being opened
 
-	mu      sync.Mutex
-	journal [visits + stuckMax]bool // +checklocks:mu there is a journal with this number
+	mu sync.Mutex
+	// there is a journal with this number
+	journal [visits + stuckMax]bool // +checklocks:mu
 	free    []*journal              // +checklocks:mu
-	under   map[*visit]bool         // +checklocks:mu under way
-	stuck   int                     // +checklocks:mu of those under way
-	queue   []*waiting              // +checklocks:mu for a journal, in their order
-	watch   bool                    // +checklocks:mu somebody looks for visits that hang
-	closing []int                   // +checklocks:mu log files to be closed
-	closer  bool                    // +checklocks:mu somebody closes them
+	// under way
+	under map[*visit]bool // +checklocks:mu
+	// of those under way
+	stuck int // +checklocks:mu
+	// for a journal, in their order
+	queue []*waiting // +checklocks:mu
+	// somebody looks for visits that hang
+	watch bool // +checklocks:mu
+	// log files to be closed
+	closing []int // +checklocks:mu
+	// somebody closes them
+	closer bool // +checklocks:mu
 }
 
 // visit is the use of a journal for one container.
@@ -262,6 +269,8 @@ func (p *pump) watchLocked() {
 
 // lookForStuck replaces the journals of visits that hang.
 func (p *pump) lookForStuck() {
+	var hang []string
+	var err error
 	p.mu.Lock()
 	before := p.now() - int64(stuckTime)
 	for v := range p.under {
@@ -270,7 +279,7 @@ func (p *pump) lookForStuck() {
 		}
 		v.hung = true
 		p.stuck++
-		p.logf("log of container %s: its file system does not answer; others go on without it", v.id)
+		hang = append(hang, v.id)
 	}
 	for p.workingLocked() < visits {
 		n := slices.Index(p.journal[:], false)
@@ -279,11 +288,11 @@ func (p *pump) lookForStuck() {
 		}
 		p.journal[n] = true
 		p.mu.Unlock()
-		j, err := p.more(n) // waits for the keeper
+		var j *journal
+		j, err = p.more(n) // waits for the keeper
 		p.mu.Lock()
 		if err != nil {
 			p.journal[n] = false
-			p.logf("pump's journal %d: %v", n, err)
 			break
 		}
 		p.free = append(p.free, j)
@@ -291,6 +300,12 @@ func (p *pump) lookForStuck() {
 	p.watch = false
 	p.dispatchLocked()
 	p.mu.Unlock()
+	for _, id := range hang {
+		p.logf("log of container %s: its file system does not answer; others go on without it", id)
+	}
+	if err != nil {
+		p.logf("pump's journal: %v", err)
+	}
 }
 
 // close closes a log file, at some time: on some file systems that waits for what

@@ -34,33 +34,57 @@ type tail struct {
 	turn turn
 	io   sync.Mutex // locked by the one who has the turn, and by nobody else: see enter
 
-	log  int       // +checklocks:io -1: none. Written with mu held as well
-	file fileID    // +checklocks:io of log
-	off  int64     // +checklocks:io where the next record goes
-	line [2][]byte // +checklocks:io lines in progress, and records that the log did not take
-	mark [2]int64  // +checklocks:io see markLost
-	todo [2]bool   // +checklocks:io there are such records in line
-	torn bool      // +checklocks:io behind off is a part of a record
-	fail failure   // +checklocks:io
-	kept *visit    // +checklocks:io one that could not be ended, since the tail file could not be written
+	// -1: none
+	log int // +checklocks:io
+	// of log
+	file fileID // +checklocks:io
+	// where the next record goes
+	off int64 // +checklocks:io
+	// lines in progress, and records that the log did not take
+	line [2][]byte // +checklocks:io
+	// see markLost
+	mark [2]int64 // +checklocks:io
+	// there are such records in line
+	todo [2]bool // +checklocks:io
+	// behind off is a part of a record
+	torn bool    // +checklocks:io
+	fail failure // +checklocks:io
+	// one that could not be ended, since the tail file could not be written
+	kept *visit // +checklocks:io
 
 	telling sync.Mutex // held while the keeper is told which descriptors to hold; before mu
 
-	mu      sync.Mutex
-	in      [2]int        // +checklocks:mu stdout and stderr, non-blocking; -1: none or ended
-	token   [2]int32      // +checklocks:mu of the poller; 0: not watched
-	using   [2]bool       // +checklocks:mu somebody reads from in
-	used    [2]int        // +checklocks:mu to be closed when they have; -1: none
-	retry   [2]bool       // +checklocks:mu a visit will come by itself
-	sinks   []*sink       // +checklocks:mu attached clients
-	over    bool          // +checklocks:mu the log has ended
-	discard bool          // +checklocks:mu what still comes is thrown away
-	ending  chan struct{} // +checklocks:mu see end; nil: not yet called
-	deleted bool          // +checklocks:mu the container has been forgotten
-	owns    *journal      // +checklocks:mu the journal of the visit under way
-	slow    bool          // +checklocks:mu somebody waited in vain for the turn that is not yet over
-	held    bool          // +checklocks:mu the keeper holds our descriptors: none may be closed
-	ended   []int         // +checklocks:mu descriptors to close once it does not
+	mu sync.Mutex
+	// stdout and stderr, non-blocking; -1: none or ended
+	in [2]int // +checklocks:mu
+	// of the poller; 0: not watched
+	token [2]int32 // +checklocks:mu
+	// somebody reads from in
+	using [2]bool // +checklocks:mu
+	// to be closed when they have; -1: none
+	used [2]int // +checklocks:mu
+	// a visit will come by itself
+	retry [2]bool // +checklocks:mu
+	// attached clients
+	sinks []*sink // +checklocks:mu
+	// the log has ended
+	over bool // +checklocks:mu
+	// what still comes is thrown away
+	discard bool // +checklocks:mu
+	// see end; nil: not yet called
+	ending chan struct{} // +checklocks:mu
+	// the container has been forgotten
+	deleted bool // +checklocks:mu
+	// the journal of the visit under way
+	owns *journal // +checklocks:mu
+	// somebody waited in vain for the turn that is not yet over
+	slow bool // +checklocks:mu
+	// log, for the keeper
+	shown int // +checklocks:mu
+	// the keeper holds our descriptors: none may be closed
+	held bool // +checklocks:mu
+	// descriptors to close once it does not
+	ended   []int         // +checklocks:mu
 	drained chan struct{} // closed when both streams have ended or the log was closed
 }
 
@@ -70,7 +94,7 @@ func newTail(p *pump, id, path string, lineMax int) *tail {
 	}
 	return &tail{
 		id: id, path: path, max: lineMax, p: p, turn: newTurn(),
-		in: [2]int{-1, -1}, used: [2]int{-1, -1}, log: -1, drained: make(chan struct{}),
+		in: [2]int{-1, -1}, used: [2]int{-1, -1}, log: -1, shown: -1, drained: make(chan struct{}),
 	}
 }
 
@@ -80,6 +104,17 @@ func newTail(p *pump, id, path string, lineMax int) *tail {
 func (t *tail) enter() {
 	t.turn.take()
 	t.io.Lock() // free: it is locked by the turn's holder alone
+}
+
+// enterWithin waits for the turn at most d, and says whether it got it.
+//
+// +checklocksignore
+func (t *tail) enterWithin(d time.Duration) bool {
+	if !t.turn.takeWithin(d) {
+		return false
+	}
+	t.io.Lock()
+	return true
 }
 
 // leave gives the turn to the next.
@@ -100,7 +135,7 @@ func (t *tail) open(in [2]int, log opened, held bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.in, t.held = in, held
-	t.log, t.file, t.off = log.fd, log.file, log.size
+	t.log, t.shown, t.file, t.off = log.fd, log.fd, log.file, log.size
 }
 
 // start watches the streams. The descriptors stay the tail's.
@@ -193,7 +228,7 @@ func (t *tail) dropLog() {
 	} else {
 		t.p.close(t.log)
 	}
-	t.log = -1
+	t.log, t.shown = -1, -1
 }
 
 // released says that the keeper holds nothing of this container any more.
@@ -367,16 +402,17 @@ func (t *tail) free() {
 // between records: no visit is under way. keep has the keeper hold the new file
 // before the old one is given up. Where the old file does not take what is being
 // written to it, or the new one cannot be opened, nothing is changed.
+//
+// +checklocksignore: see enterWithin
 func (t *tail) reopen(path string, keep func(log int) error) error {
 	o, err := t.p.within(openTime, func() (opened, error) { return openLog(path) }, nil)
 	if err != nil {
 		return err
 	}
-	if !t.turn.takeWithin(reopenTime) {
+	if !t.enterWithin(reopenTime) {
 		t.p.close(o.fd)
 		return errLogStuck
 	}
-	t.io.Lock()
 	defer t.leave()
 	t.telling.Lock()
 	defer t.telling.Unlock()
@@ -391,12 +427,13 @@ func (t *tail) reopen(path string, keep func(log int) error) error {
 		t.p.close(o.fd)
 		return err
 	}
-	t.mu.Lock()
 	if t.log >= 0 {
 		t.p.close(t.log)
 	}
-	t.log = o.fd
+	t.mu.Lock()
+	t.shown = o.fd
 	t.mu.Unlock()
+	t.log = o.fd
 	t.file, t.off, t.torn = o.file, o.size, false
 	if t.kept != nil {
 		t.kept.j.slot().off = t.off
@@ -411,7 +448,7 @@ func (t *tail) hold(keep func(log int) error) error {
 	defer t.telling.Unlock()
 	t.mu.Lock()
 	t.held = true
-	log := t.log
+	log := t.shown
 	t.mu.Unlock()
 	return keep(log)
 }
@@ -438,7 +475,7 @@ func (t *tail) adoptLate(o opened, keep func(log int) error) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.log = o.fd
+	t.log, t.shown = o.fd, o.fd
 	return nil
 }
 

@@ -71,13 +71,9 @@ func (t *tail) catchUpWithin(d time.Duration) bool {
 		return false
 	}
 	began := time.Now()
-	if t.turn.takeWithin(d) {
-		t.io.Lock()
+	if t.enterWithin(d) {
 		done := make(chan bool, 1)
-		go func() {
-			defer t.leave()
-			done <- t.catchUp()
-		}()
+		go t.catchUpAndLeave(done)
 		deadline := time.NewTimer(d - time.Since(began))
 		defer deadline.Stop()
 		select {
@@ -90,6 +86,12 @@ func (t *tail) catchUpWithin(d time.Duration) bool {
 	t.slow = true
 	t.mu.Unlock()
 	return false
+}
+
+// +checklocksrelease:t.io
+func (t *tail) catchUpAndLeave(done chan<- bool) {
+	defer t.leave()
+	done <- t.catchUp()
 }
 
 // catchUp is false where the log did not take everything. No pipe holds more than
