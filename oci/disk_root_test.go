@@ -6,6 +6,7 @@
 package oci_test
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -268,6 +269,40 @@ func TestDeadLogDisk(t *testing.T) {
 	}
 	// Those that replaced the ones that hung are given up.
 	r.awaitReport("journals", func(rep wire.Report) bool { return rep.Held == held })
+}
+
+// TestDeadLogDiskKill kills executor and keeper while logs hang. The kernel ends no
+// process that waits for a disk, so the next executor may come only when that
+// answers again; then nothing is lost.
+func TestDeadLogDiskKill(t *testing.T) {
+	for _, victim := range []string{"executor", "keeper"} {
+		t.Run(victim, func(t *testing.T) {
+			disk := newDisk(t)
+			r := newRig(t)
+			writers := make(map[string]wire.Created)
+			for i := range 6 {
+				id := fmt.Sprintf("w%d", i)
+				writers[id] = r.container(id, []string{"lines", "500", strconv.Itoa(i + 1)}, r.logTo(disk.dir))
+			}
+			thaw := disk.freeze()
+			r.waitSaid("its file system does not answer", 4)
+			pid := r.executorPID()
+			if victim == "keeper" {
+				pid = r.keeperPID()
+			}
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			_, err := r.Report(ctx)
+			t.Logf("while the disk is dead: %v", err)
+			thaw()
+			r.nextExecutor()
+			r.checkUntouched(writers)
+			r.endWriters(writers, false)
+		})
+	}
 }
 
 // soonGoesOn waits until a writer's log has grown.

@@ -230,18 +230,13 @@ func (p *pump) admitsLocked(dev uint64) bool {
 			hanging[v.dev] = true
 		}
 	}
-	here, suspect, moving := 0, 0, 0
+	here, suspect := 0, 0
 	for v := range p.under {
 		if v.dev == dev {
 			here++
 		}
-		switch {
-		case v.hung:
-		case hanging[v.dev]:
+		if !v.hung && hanging[v.dev] {
 			suspect++ // it is likely to hang, too
-			fallthrough
-		case v.dev == dev:
-			moving++
 		}
 	}
 	left := stuckMax - p.stuck // so many more can be replaced
@@ -249,7 +244,7 @@ func (p *pump) admitsLocked(dev uint64) bool {
 	case hanging[dev]:
 		return here < stuckOne && suspect < left
 	case left < visits:
-		return moving-suspect < 1 // one at a time
+		return here == 0 // one at a time
 	default:
 		return true
 	}
