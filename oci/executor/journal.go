@@ -384,7 +384,8 @@ func (j *journal) write(t *tail, s int, raw []byte, sl *slot) (off int64, rest [
 	}
 	j.out, rest = crilog.Append(j.out[:0], streamName(s), time.Unix(0, sl.at), raw, t.max)
 	ended := len(raw) - len(rest)
-	n, err := t.put(sl.off, j.out)
+	off = min(sl.off, t.size()) // somebody may have truncated it: no hole of zeros
+	n, err := t.put(off, j.out)
 	if err != nil {
 		ended, rest = 0, raw
 		if n > 0 {
@@ -410,7 +411,7 @@ func (j *journal) write(t *tail, s int, raw []byte, sl *slot) (off int64, rest [
 	if cap(j.out) > 512<<10 {
 		j.out = nil // grown by a flood of empty lines
 	}
-	return sl.off + int64(n), rest, mark, err
+	return off + int64(n), rest, mark, err
 }
 
 func streamName(s int) crilog.Stream {

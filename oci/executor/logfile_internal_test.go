@@ -364,6 +364,37 @@ func TestJournalHasNoOwnerWhileItGetsOne(t *testing.T) {
 	}
 }
 
+// A log that somebody truncates while it is written at full speed has no hole.
+func TestJournalFollowsATruncatedFile(t *testing.T) {
+	w := newWorld(t, t.TempDir(), 1<<20)
+	j, tl := w.open()
+	w.pump.add(j)
+	const count = 10 * chunk / 64
+	say(t, w.write[0], lines(0, count, 64))
+	flips := 0
+	j.did = func(step string) {
+		if step != "flip" {
+			return
+		}
+		if flips++; flips == 5 {
+			if err := os.Truncate(w.logPath(), 0); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	tl.enter()
+	defer tl.leave()
+	if again, err := tl.move(0, share, true); again || err != nil {
+		t.Fatalf("again: %t, %v", again, err)
+	}
+	if flips != 10 {
+		t.Fatalf("%d chunks, want 10", flips)
+	}
+	if got, want := logLines(t, w.log())[0], strings.Fields(lines(count/2, count/2, 64)); !slices.Equal(got, want) {
+		t.Errorf("log has %d lines, first %.80q, want %d", len(got), got[0], len(want))
+	}
+}
+
 // A stream does not end because there is no memory for once.
 func TestStreamSurvivesAnError(t *testing.T) {
 	w := newWorld(t, t.TempDir(), 0)

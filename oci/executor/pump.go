@@ -4,6 +4,7 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -335,7 +336,7 @@ func (x *Executor) newJournal(n int) (*journal, error) {
 		return nil, err
 	}
 	if err := x.keeper.Put(pumpName(n), j.r, j.w); err != nil {
-		return nil, err
+		return nil, errors.Join(err, x.dropJournal(j))
 	}
 	return j, nil
 }
