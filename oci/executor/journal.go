@@ -338,8 +338,12 @@ func (j *journal) read(sl *slot, s int) error {
 		if at < sl.carry[s] {
 			return fmt.Errorf("journal %d: %d bytes in the pipe, %d expected", j.n, left, sl.n)
 		}
-		if _, err := unix.Read(j.r, sl.raw[at:at+int64(left)]); err != nil && !errors.Is(err, unix.EINTR) {
+		n, err := unix.Read(j.r, sl.raw[at:at+int64(left)])
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("journal %d: read: %w", j.n, err)
+		}
+		if n == left {
+			return nil
 		}
 	}
 }

@@ -90,7 +90,7 @@ func (s *stdio) childEnd(fd int, name string) *os.File {
 // makeFIFO makes a stream that survives the death of everyone but the container:
 // the container's own descriptor is open for reading and writing, so the pipe
 // never breaks, and by its path the next executor finds it again. What that
-// costs: nobody gets EPIPE from it; see discardLocked.
+// costs: nobody gets EPIPE from it; see throwAway.
 func makeFIFO(path string) (own, child int, err error) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		return -1, -1, &os.PathError{Op: "mkfifo", Path: path, Err: err}
