@@ -145,6 +145,7 @@ func TestInvalidPods(t *testing.T) {
 		"long id":           func(p *network.Pod) { p.ID = store.PodID(strings.Repeat("a", 129)) },
 		"no netns":          func(p *network.Pod) { p.NetNS = "" },
 		"argument in name":  func(p *network.Pod) { p.Name = "web-0;K8S_POD_UID=other" },
+		"separator in uid":  func(p *network.Pod) { p.UID = "a;b" },
 		"newline in uid":    func(p *network.Pod) { p.UID = "a\nb" },
 		"equals":            func(p *network.Pod) { p.Namespace = "a=b" },
 		"nameless argument": func(p *network.Pod) { p.Args = [][2]string{{"", "x"}} },
