@@ -56,7 +56,7 @@ func FuzzParseConf(f *testing.F) {
 
 // The plugins of a folder follow those of the file.
 func TestPluginsOfFolderAreInlined(t *testing.T) {
-	list, err := parseConf([]byte(`{"cniVersion":"1.1.0","name":"a","mine":[1],"plugins":[{"type":"x"}]}`), true, func(network string) ([]*libcni.PluginConfig, error) {
+	list, err := parseConf([]byte(`{"cniVersions":["1.0.0","1.1.0","7.0.0"],"cniVersion":"0.4.0","name":"a","mine":[1],"plugins":[{"type":"x"}]}`), true, func(network string) ([]*libcni.PluginConfig, error) {
 		p, err := libcni.NetworkPluginConfFromBytes([]byte(`{"type":"y","of":"` + network + `"}`))
 		return []*libcni.PluginConfig{p}, err
 	})
