@@ -20,7 +20,7 @@ const (
 	// linger is how long a finished connection waits for its client to read the end and close. A socket
 	// that is closed with input unread sends a reset, which destroys what the client has not read
 	// yet: the last of the output, and the exit status.
-	linger = 2 * time.Second
+	linger = 10 * time.Second
 	// farewell is how long a client has to take what it is told when the server ends its stream.
 	farewell = time.Second
 	// lingerBytes is how much of what such a client still sends is thrown away.
@@ -38,6 +38,7 @@ type conn struct {
 	timer *time.Timer
 
 	dying     atomic.Bool // farewell has begun
+	finished  atomic.Bool // it is this side that closes: all has been said
 	closing   atomic.Bool
 	closeOnce sync.Once
 	// Held while reading, so that finish can be the only reader.
@@ -53,6 +54,8 @@ type hijacker struct {
 	onEnd func(func(cause error)) // runs a function when the stream's context has ended
 	idle  time.Duration
 	spdy  bool
+	// finished is what the connection's finished begins with.
+	finished bool
 
 	conn *conn // once hijacked
 }
@@ -73,6 +76,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		in = &spdyReader{in: in}
 	}
 	h.conn = newConn(raw, in, h.idle, h.end)
+	h.conn.finished.Store(h.finished)
 	h.onEnd(h.conn.ended)
 	return h.conn, bufio.NewReadWriter(bufio.NewReader(h.conn), bufio.NewWriter(h.conn)), nil
 }
@@ -154,7 +158,11 @@ func (c *conn) Close() error {
 	var err error
 	c.closeOnce.Do(func() { // and whoever comes second waits, lest finish's deadline be overwritten
 		c.closing.Store(true)
-		c.end(errFinished) // unless it has ended for another reason
+		if c.finished.Load() {
+			c.end(errFinished) // unless it has ended for another reason
+		} else {
+			c.end(ErrClientGone) // the libraries close when the client says good-bye
+		}
 		// Whoever reads or writes now comes back.
 		err = c.Conn.SetDeadline(time.Unix(1, 0))
 	})
@@ -167,8 +175,9 @@ func (c *conn) kill() {
 	_ = c.socket().Close()
 }
 
-// finish closes the connection. With a time to linger, the client gets all that was written.
-func (c *conn) finish(linger time.Duration) {
+// finish closes the connection. With a time to linger, the client gets all that was written; onClose
+// runs a function when the server is closed, which shortens it.
+func (c *conn) finish(linger time.Duration, onClose func(context.CancelCauseFunc) func() bool) {
 	c.timer.Stop()
 	c.Close()
 	if linger == 0 {
@@ -178,6 +187,7 @@ func (c *conn) finish(linger time.Duration) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	_ = c.Conn.SetDeadline(time.Now().Add(linger))
+	defer onClose(func(error) { _ = c.Conn.SetDeadline(time.Now().Add(min(linger, farewell))) })()
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
 		// Below TLS: only that the client has closed is of interest.
 		_, _ = io.CopyN(io.Discard, c.socket(), lingerBytes)

@@ -198,6 +198,7 @@ func (s *Server) forwardWebSocket(ctx context.Context, h *hijacker, r *http.Requ
 		defer context.AfterFunc(ctx, func() { stream.Close() })()
 		return s.streams.PortForward(ctx, id, port, stream)
 	})
+	h.finished = true // the library closes in either case
 	// Their idle timeout is off, as in SPDY; the others do not apply to a WebSocket.
 	pf.ServePortForward(h, r, forward, t.id, "", &pf.V4Options{Ports: t.ports}, 0, s.cfg.CreationTimeout, pf.SupportedProtocols)
 }

@@ -55,7 +55,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	log := s.cfg.Log.WithValues(kind, x.id, "client", r.RemoteAddr)
 	log.V(4).Info("stream begins", "websocket", ws)
 	defer func() { log.V(4).Info("stream ended", "cause", context.Cause(ctx)) }()
-	defer h.finish(ctx)
+	defer h.finish(ctx, s.onClose)
 
 	switch {
 	case kind != kindForward:
@@ -68,15 +68,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // finish closes what Hijack handed out, so that a client that is still there gets all of it.
-func (h *hijacker) finish(ctx context.Context) {
+func (h *hijacker) finish(ctx context.Context, onClose func(context.CancelCauseFunc) func() bool) {
 	switch {
 	case h.conn == nil:
 	case errors.Is(context.Cause(ctx), ErrClientGone):
-		h.conn.finish(0)
+		h.conn.finish(0, onClose)
 	case ctx.Err() == nil, over(context.Cause(ctx)):
-		h.conn.finish(linger)
+		h.conn.finish(linger, onClose)
 	default:
-		h.conn.finish(farewell)
+		h.conn.finish(farewell, onClose)
 	}
 }
 

@@ -37,7 +37,7 @@ type Streams interface {
 	// Exec runs a command in a container. in, out and err are nil if the client did not ask for them,
 	// resize is nil without tty; it has the newest size only, and is closed when the client sends no
 	// more. in ends with io.EOF when the client closes its input; a client that goes away is another
-	// error. Exec need not wait for in, which may end later than the command.
+	// error, except that one that says good-bye may end its input just before ctx. Exec need not wait for in, which may end later than the command.
 	//
 	// A command that ran and failed is an ExitError; another error is told to the client as it is.
 	Exec(ctx context.Context, containerID string, cmd []string, in io.Reader, out, err io.WriteCloser, tty bool, resize <-chan Size) error

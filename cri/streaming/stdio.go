@@ -69,6 +69,7 @@ func (s *Server) serveStdio(ctx context.Context, h *hijacker, r *http.Request, x
 	}
 	if stop() {
 		t.report(err)
+		h.conn.finished.Store(true)
 		t.close()
 	} else {
 		<-told

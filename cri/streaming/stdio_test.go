@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	gorilla "github.com/gorilla/websocket"
 	"k8s.io/client-go/tools/remotecommand"
 	clientexec "k8s.io/client-go/util/exec"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -203,36 +204,74 @@ func TestTerminal(t *testing.T) {
 }
 
 func TestClientGoesAway(t *testing.T) {
-	overEach(t, func(t *testing.T, open opener) {
-		started, ended := make(chan struct{}), make(chan error, 2)
-		s := serve(t, streaming.Config{}, fake{exec: func(ctx context.Context, c call) error {
-			close(started)
-			// What reads comes back, and not with an end of input that nobody sent.
-			_, err := io.Copy(io.Discard, c.in)
-			ended <- err
-			<-ctx.Done()
-			_, err = c.out.Write([]byte("too late"))
-			ended <- err
-			return nil
-		}})
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		stdin, typed := io.Pipe()
-		defer typed.Close()
-		done := make(chan error, 1)
-		go func() {
-			done <- open(t, execURL(t, s, &cri.ExecRequest{Stdin: true, Stdout: true})).
-				StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: io.Discard})
-		}()
-		await(t, started, "the exec")
-		cancel()
-		for _, what := range []string{"read", "write"} {
-			if err := await(t, ended, what); !errors.Is(err, streaming.ErrClientGone) {
-				t.Errorf("%s: %v", what, err)
+	for name, visit := range map[string]func(t *testing.T, u string, started <-chan struct{}){
+		"SPDY, with a good-bye": func(t *testing.T, u string, started <-chan struct{}) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stdin, typed := io.Pipe()
+			defer typed.Close()
+			e, err := transports()["SPDY"](u)
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-		_ = await(t, done, "the client")
-	})
+			done := make(chan error, 1)
+			go func() {
+				done <- e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: io.Discard})
+			}()
+			await(t, started, "the exec")
+			cancel()
+			_ = await(t, done, "the client")
+		},
+		"WebSocket": func(t *testing.T, u string, started <-chan struct{}) {
+			conn := webSocket(t, u)
+			await(t, started, "the exec")
+			_ = conn.NetConn().Close()
+		},
+		"WebSocket, with a good-bye": func(t *testing.T, u string, started <-chan struct{}) {
+			conn := webSocket(t, u)
+			await(t, started, "the exec")
+			if err := conn.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.CloseNormalClosure, "")); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			started, ended := make(chan struct{}), make(chan error, 2)
+			s := serve(t, streaming.Config{}, fake{exec: func(ctx context.Context, c call) error {
+				close(started)
+				// What reads comes back, and not with an end of input that nobody sent.
+				_, err := io.Copy(io.Discard, c.in)
+				ended <- err
+				<-ctx.Done()
+				_, err = c.out.Write([]byte("too late"))
+				ended <- err
+				return nil
+			}})
+			visit(t, execURL(t, s, &cri.ExecRequest{Stdin: true, Stdout: true}), started)
+			for _, what := range []string{"read", "write"} {
+				err := await(t, ended, what)
+				if what == "read" && err == nil && strings.Contains(name, "good-bye") {
+					continue // that may end the input first
+				}
+				if !errors.Is(err, streaming.ErrClientGone) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		})
+	}
+}
+
+// webSocket opens one without client-go, whose executor leaves goroutines behind when it is cancelled.
+func webSocket(t *testing.T, u string) *gorilla.Conn {
+	t.Helper()
+	d := gorilla.Dialer{Subprotocols: []string{"v5.channel.k8s.io"}}
+	conn, resp, err := d.Dial(strings.Replace(u, "http", "ws", 1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 func TestIdle(t *testing.T) {
