@@ -41,7 +41,7 @@ type node struct {
 	mu         sync.Mutex
 	pods       map[string]bool // in the executor
 	containers map[string]*simContainer
-	pins       map[string]bool
+	pins       map[string]bool // false: Make was killed before it had finished
 	attached   map[string]bool
 	rootfs     map[string]bool
 	broken     []string        // what should never happen
@@ -49,7 +49,7 @@ type node struct {
 	fails      map[string]error
 	hangs      map[string]chan struct{} // closed when it is healed
 	panics     map[string]bool
-	changed    chan struct{} // closed and made anew with each exit
+	watchers   map[*simWatcher]bool
 	pid        int
 }
 
@@ -59,6 +59,13 @@ type simContainer struct {
 	state wire.State
 	proc  wire.Created
 	exit  *wire.Exit
+	acked bool
+}
+
+// simWatcher is one who is told of exits.
+type simWatcher struct {
+	queue []wire.Exit // under node.mu
+	wake  chan struct{}
 }
 
 func newNode(tb testing.TB) *node {
@@ -66,7 +73,7 @@ func newNode(tb testing.TB) *node {
 		tb: tb, cfg: storetest.MemoryFolders(tb),
 		pods: make(map[string]bool), containers: make(map[string]*simContainer), pins: make(map[string]bool),
 		attached: make(map[string]bool), rootfs: make(map[string]bool), deaf: make(map[string]bool),
-		fails: make(map[string]error), hangs: make(map[string]chan struct{}), panics: make(map[string]bool), changed: make(chan struct{}),
+		fails: make(map[string]error), hangs: make(map[string]chan struct{}), panics: make(map[string]bool), watchers: make(map[*simWatcher]bool),
 	}
 }
 
@@ -139,6 +146,9 @@ func (l *life) effect(ctx context.Context, name string, fn func() error) error {
 	if err := l.point(name); err != nil {
 		return err
 	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	if healed := l.hangs[name]; healed != nil {
 		l.mu.Unlock()
@@ -169,14 +179,22 @@ func (n *node) wrong(format string, args ...any) {
 	n.broken = append(n.broken, fmt.Sprintf(format, args...))
 }
 
-// The simulated executor.
+// The simulated executor. What it does is what the real one does, as testExecutor holds.
 
-func notThere(id string) error {
-	return &wire.Error{Code: wire.NotFound, Message: "no container " + id}
+func simError(code wire.Code, format string, args ...any) error {
+	return &wire.Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-func (l *life) PodCreate(ctx context.Context, p wire.PodCreate, _ []*os.File) error {
-	return l.effect(ctx, "pod create", func() error { l.pods[p.ID] = true; return nil })
+func notThere(id string) error { return simError(wire.NotFound, "no container %s", id) }
+
+func (l *life) PodCreate(ctx context.Context, p wire.PodCreate, files []*os.File) error {
+	return l.effect(ctx, "pod create", func() error {
+		if len(files) != len(p.Namespaces) {
+			return simError(wire.Invalid, "pod %s: %d namespaces, %d descriptors", p.ID, len(p.Namespaces), len(files))
+		}
+		l.pods[p.ID] = true
+		return nil
+	})
 }
 
 func (l *life) PodDelete(ctx context.Context, id string) error {
@@ -184,6 +202,7 @@ func (l *life) PodDelete(ctx context.Context, id string) error {
 		for cid, c := range l.containers {
 			if c.pod == id {
 				l.wrong("pod %.6s deleted with container %.6s in it", id, cid)
+				return simError(wire.BadState, "pod %s: container %s is still here", id, cid)
 			}
 		}
 		delete(l.pods, id)
@@ -192,12 +211,12 @@ func (l *life) PodDelete(ctx context.Context, id string) error {
 }
 
 func (l *life) Create(ctx context.Context, r wire.Create) (made wire.Created, err error) {
-	return made, l.effect(ctx, "create", func() error {
+	err = l.effect(ctx, "create", func() error {
 		switch {
 		case l.containers[r.ID] != nil:
-			return &wire.Error{Code: wire.Exists, Message: "container " + r.ID + " exists"}
+			return simError(wire.Exists, "container %s exists", r.ID)
 		case !l.pods[r.Pod]:
-			return &wire.Error{Code: wire.NotFound, Message: "no pod " + r.Pod}
+			return simError(wire.NotFound, "no pod %s", r.Pod)
 		case !l.rootfs[r.ID]:
 			l.wrong("container %.6s created without a root file system", r.ID)
 		}
@@ -206,6 +225,7 @@ func (l *life) Create(ctx context.Context, r wire.Create) (made wire.Created, er
 		l.containers[r.ID] = &simContainer{pod: r.Pod, state: wire.IsCreated, proc: made}
 		return nil
 	})
+	return made, err
 }
 
 func (l *life) Start(ctx context.Context, id string) error {
@@ -215,7 +235,7 @@ func (l *life) Start(ctx context.Context, id string) error {
 			return notThere(id)
 		}
 		if c.state != wire.IsCreated {
-			return &wire.Error{Code: wire.BadState, Message: "not created"}
+			return simError(wire.BadState, "container %s is %s", id, c.state)
 		}
 		c.state = wire.Running
 		return nil
@@ -228,8 +248,8 @@ func (l *life) Signal(ctx context.Context, id string, s unix.Signal) error {
 		if c == nil {
 			return notThere(id)
 		}
-		if c.state == wire.Running && !l.deaf[id] {
-			l.endLocked(id, 128+int(s))
+		if c.state != wire.Exited && (s == unix.SIGKILL || !l.deaf[id]) {
+			l.killLocked(id, s)
 		}
 		return nil
 	})
@@ -242,7 +262,7 @@ func (l *life) KillAll(ctx context.Context, id string) error {
 			return notThere(id)
 		}
 		if c.state != wire.Exited {
-			l.endLocked(id, 137)
+			l.killLocked(id, unix.SIGKILL)
 		}
 		return nil
 	})
@@ -250,8 +270,13 @@ func (l *life) KillAll(ctx context.Context, id string) error {
 
 func (l *life) Delete(ctx context.Context, id string) error {
 	return l.effect(ctx, "delete", func() error {
-		if c := l.containers[id]; c != nil && c.state == wire.Running {
-			return &wire.Error{Code: wire.BadState, Message: "it runs"}
+		switch c := l.containers[id]; {
+		case c == nil:
+			return nil
+		case c.state == wire.Running:
+			return simError(wire.BadState, "container %s is running", id)
+		case c.state == wire.IsCreated:
+			l.killLocked(id, unix.SIGKILL)
 		}
 		delete(l.containers, id)
 		return nil
@@ -259,7 +284,7 @@ func (l *life) Delete(ctx context.Context, id string) error {
 }
 
 func (l *life) Observe(ctx context.Context) (o wire.Observed, err error) {
-	return o, l.effect(ctx, "observe", func() error {
+	err = l.effect(ctx, "observe", func() error {
 		o.Pods = slices.Sorted(maps.Keys(l.pods))
 		for _, id := range slices.Sorted(maps.Keys(l.containers)) {
 			c := l.containers[id]
@@ -267,31 +292,60 @@ func (l *life) Observe(ctx context.Context) (o wire.Observed, err error) {
 		}
 		return nil
 	})
+	return o, err
 }
 
 // endLocked ends a container by itself.
 //
 // +checklocks:n.mu
-func (n *node) endLocked(id string, code int) {
+func (n *node) endLocked(id string, code int) { n.exitLocked(id, wire.Exit{Code: code}) }
+
+// killLocked ends a container by a signal.
+//
+// +checklocks:n.mu
+func (n *node) killLocked(id string, s unix.Signal) {
+	n.exitLocked(id, wire.Exit{Code: 128 + int(s), Signal: int(s)})
+}
+
+// exitLocked tells everybody of an end.
+//
+// +checklocks:n.mu
+func (n *node) exitLocked(id string, x wire.Exit) {
 	c := n.containers[id]
-	c.state = wire.Exited
-	c.exit = &wire.Exit{ID: id, PID: c.proc.PID, Start: c.proc.Start, Code: code, At: time.Now()}
-	close(n.changed)
-	n.changed = make(chan struct{})
+	x.ID, x.PID, x.Start, x.At = id, c.proc.PID, c.proc.Start, time.Now()
+	c.state, c.exit = wire.Exited, &x
+	for w := range n.watchers {
+		w.pushLocked(x)
+	}
+}
+
+func (w *simWatcher) pushLocked(x wire.Exit) {
+	w.queue = append(w.queue, x)
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
 }
 
 func (l *life) Events(ctx context.Context, fn func(wire.Exit) error) error {
-	told := make(map[*wire.Exit]bool)
+	w := &simWatcher{wake: make(chan struct{}, 1)}
+	l.mu.Lock()
+	l.watchers[w] = true
+	for _, id := range slices.Sorted(maps.Keys(l.containers)) {
+		if c := l.containers[id]; c.exit != nil && !c.acked {
+			w.pushLocked(*c.exit)
+		}
+	}
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.watchers, w)
+		l.mu.Unlock()
+	}()
 	for {
 		l.mu.Lock()
-		changed := l.changed
-		var exits []wire.Exit
-		for _, id := range slices.Sorted(maps.Keys(l.containers)) {
-			if x := l.containers[id].exit; x != nil && !told[x] {
-				told[x] = true
-				exits = append(exits, *x)
-			}
-		}
+		exits := w.queue
+		w.queue = nil
 		l.mu.Unlock()
 		for _, x := range exits {
 			if err := l.point("event"); err != nil {
@@ -302,34 +356,60 @@ func (l *life) Events(ctx context.Context, fn func(wire.Exit) error) error {
 			}
 		}
 		select {
-		case <-changed:
+		case <-w.wake:
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 }
 
-func (l *life) Ack(context.Context, string, string) error { return l.point("ack") }
-
-type simNamespaces struct{ l *life }
-
-func (s simNamespaces) Make(ctx context.Context, r ns.Request) (*ns.Namespaces, error) {
-	return &ns.Namespaces{}, s.l.effect(ctx, "make namespaces", func() error {
-		if r.Net {
-			s.l.pins[r.ID] = true
+func (l *life) Ack(ctx context.Context, id, exec string) error {
+	return l.effect(ctx, "ack", func() error {
+		if c := l.containers[id]; c != nil && exec == "" {
+			c.acked = c.exit != nil
 		}
 		return nil
 	})
 }
 
+type simNamespaces struct{ l *life }
+
+func (s simNamespaces) Make(ctx context.Context, r ns.Request) (*ns.Namespaces, error) {
+	made := new(ns.Namespaces)
+	err := s.l.effect(ctx, "make namespaces", func() error {
+		if err := r.Check(); err != nil {
+			return err
+		}
+		for _, n := range []struct {
+			wanted bool
+			file   **os.File
+		}{{r.Net, &made.Net}, {r.IPC, &made.IPC}, {r.UTS, &made.UTS}} {
+			if !n.wanted {
+				continue
+			}
+			var err error
+			if *n.file, err = os.Open("/dev/null"); err != nil {
+				return err
+			}
+		}
+		if r.Net {
+			s.l.pins[r.ID] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, made.Close())
+	}
+	return made, nil
+}
+
 func (s simNamespaces) Pinned(id store.PodID) (is bool, err error) {
-	ctx := context.Background()
-	return is, s.l.effect(ctx, "pinned", func() error { is = s.l.pins[string(id)]; return nil })
+	err = s.l.effect(context.Background(), "pinned", func() error { is = s.l.pins[string(id)]; return nil })
+	return is, err
 }
 
 func (s simNamespaces) Remove(id store.PodID) error {
-	ctx := context.Background()
-	return s.l.effect(ctx, "remove namespaces", func() error {
+	return s.l.effect(context.Background(), "remove namespaces", func() error {
 		if s.l.attached[string(id)] {
 			s.l.wrong("namespace of %.6s removed while it is attached", id)
 		}
@@ -339,21 +419,23 @@ func (s simNamespaces) Remove(id store.PodID) error {
 }
 
 func (s simNamespaces) List() (ids []string, err error) {
-	ctx := context.Background()
-	return ids, s.l.effect(ctx, "list namespaces", func() error { ids = slices.Sorted(maps.Keys(s.l.pins)); return nil })
+	err = s.l.effect(context.Background(), "list namespaces", func() error { ids = slices.Sorted(maps.Keys(s.l.pins)); return nil })
+	return ids, err
 }
 
 type simNetwork struct{ l *life }
 
 func (s simNetwork) Attach(ctx context.Context, p PodNetwork) (a store.Attachment, err error) {
-	return a, s.l.effect(ctx, "attach", func() error {
+	err = s.l.effect(ctx, "attach", func() error {
 		if !s.l.pins[string(p.ID)] {
 			s.l.wrong("pod %.6s attached without a namespace", p.ID)
+			return fmt.Errorf("%s: %w", p.NetNS, fs.ErrNotExist)
 		}
 		s.l.attached[string(p.ID)] = true
 		a = store.Attachment{Network: "sim", Interface: "eth0", IPs: []netip.Addr{netip.MustParseAddr("10.1.2.3")}}
 		return nil
 	})
+	return a, err
 }
 
 func (s simNetwork) Detach(ctx context.Context, p PodNetwork) error {
@@ -366,6 +448,9 @@ func (s simNetwork) Dial(ctx context.Context, _ string, port int32) (net.Conn, e
 }
 
 type simImages struct{ l *life }
+
+// simFiles are the files of the image that there is.
+var simFiles = map[string]string{"/etc/os-release": "NAME=simulated\n"}
 
 func (s simImages) Resolve(_ context.Context, name string) (Image, error) {
 	if name != "img" {
@@ -391,8 +476,12 @@ func (s simImages) RemoveRootfs(ctx context.Context, id store.ContainerID) error
 	})
 }
 
-func (s simImages) ReadFile(context.Context, store.ImageID, string, int64) ([]byte, error) {
-	return nil, fs.ErrNotExist
+func (s simImages) ReadFile(_ context.Context, _ store.ImageID, path string, limit int64) ([]byte, error) {
+	text, ok := simFiles[path]
+	if !ok {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+	}
+	return []byte(text[:min(int64(len(text)), limit)]), nil
 }
 
 func (s simImages) Usage(context.Context, store.ContainerID) (Usage, error) {
