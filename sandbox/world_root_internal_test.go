@@ -246,6 +246,23 @@ func (n *realNode) process(id store.ContainerID) wire.Created {
 	return wire.Created{}
 }
 
+// ended waits until the executor knows of a container's end.
+func (n *realNode) ended(id store.ContainerID) error {
+	ctx, cancel := context.WithTimeout(n.tb.Context(), patience)
+	defer cancel()
+	done := errors.New("ended")
+	err := n.Events(ctx, func(x wire.Exit) error {
+		if x.ID == string(id) {
+			return done
+		}
+		return nil
+	})
+	if errors.Is(err, done) {
+		return nil
+	}
+	return err
+}
+
 // lines returns what a container has written, by stream.
 func (l *realLife) lines(id store.ContainerID) map[crilog.Stream][]string {
 	l.tb.Helper()
