@@ -44,24 +44,22 @@ func (c *crowd) now() (*realLife, <-chan struct{}) {
 
 // call calls berth until it answers. An error of one that has died is no answer; a kubelet
 // asks the next one then.
-func (c *crowd) call(ctx context.Context, fn func(*Runtime) error) error {
+func (c *crowd) call(fn func(context.Context, *Runtime) error) error {
 	for {
 		l, next := c.now()
-		err := fn(l.rt)
+		err := fn(l.gone, l.rt)
 		if c.calls.Add(1) == c.dieAt {
 			c.deaths.Add(1)
 			l.kill()
-			// By another goroutine, as it is not the kubelet's business. It is done when the
-			// next life is there, for which all wait.
-			go c.renew()
+			go c.renew() // the others wait for it, and so do we
 		}
-		if err == nil || l.do(func() error { return nil }) == nil {
+		if err == nil || l.gone.Err() == nil {
 			return err
 		}
 		select {
 		case <-next:
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-c.n.tb.Context().Done():
+			return c.n.tb.Context().Err()
 		}
 	}
 }
@@ -80,25 +78,25 @@ func (c *crowd) renew() {
 }
 
 // lifecycle is the life of a pod with two containers, told by one kubelet.
-func (c *crowd) lifecycle(ctx context.Context, pod *cri.PodSandboxConfig, boxes []*cri.ContainerConfig) error {
+func (c *crowd) lifecycle(pod *cri.PodSandboxConfig, boxes []*cri.ContainerConfig) error {
 	var id store.PodID
-	err := c.call(ctx, func(rt *Runtime) (err error) { id, err = rt.RunPod(ctx, pod, ""); return err })
+	err := c.call(func(ctx context.Context, rt *Runtime) (err error) { id, err = rt.RunPod(ctx, pod, ""); return err })
 	if err != nil {
 		return fmt.Errorf("run: %w", err)
 	}
 	var wg sync.WaitGroup
 	errs := make([]error, len(boxes))
 	for i, box := range boxes {
-		wg.Go(func() { errs[i] = c.container(ctx, id, box) })
+		wg.Go(func() { errs[i] = c.container(id, box) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := c.call(ctx, func(rt *Runtime) error { return rt.StopPod(ctx, string(id)) }); err != nil {
+	if err := c.call(func(ctx context.Context, rt *Runtime) error { return rt.StopPod(ctx, string(id)) }); err != nil {
 		return fmt.Errorf("stop pod: %w", err)
 	}
-	if err := c.call(ctx, func(rt *Runtime) error { return rt.RemovePod(ctx, string(id)) }); err != nil {
+	if err := c.call(func(ctx context.Context, rt *Runtime) error { return rt.RemovePod(ctx, string(id)) }); err != nil {
 		return fmt.Errorf("remove pod: %w", err)
 	}
 	return nil
@@ -106,11 +104,11 @@ func (c *crowd) lifecycle(ctx context.Context, pod *cri.PodSandboxConfig, boxes 
 
 // container is the life of one container. If berth died while it was starting it, it has
 // not started, and a kubelet makes another one, as its next attempt.
-func (c *crowd) container(ctx context.Context, pod store.PodID, box *cri.ContainerConfig) error {
+func (c *crowd) container(pod store.PodID, box *cri.ContainerConfig) error {
 	for ; ; box.Metadata.Attempt++ {
 		deaths := c.deaths.Load()
 		var id string
-		err := c.call(ctx, func(rt *Runtime) error {
+		err := c.call(func(ctx context.Context, rt *Runtime) error {
 			made, err := rt.CreateContainer(ctx, string(pod), box)
 			id = string(made)
 			return err
@@ -118,12 +116,12 @@ func (c *crowd) container(ctx context.Context, pod store.PodID, box *cri.Contain
 		if err != nil {
 			return fmt.Errorf("create: %w", err)
 		}
-		start := c.call(ctx, func(rt *Runtime) error { return rt.StartContainer(ctx, id) })
+		start := c.call(func(ctx context.Context, rt *Runtime) error { return rt.StartContainer(ctx, id) })
 		if start != nil && (!errors.Is(start, ErrState) || c.deaths.Load() == deaths) {
 			return fmt.Errorf("start: %w", start)
 		}
 		var status *cri.ContainerStatus
-		err = c.call(ctx, func(rt *Runtime) (err error) { status, err = rt.ContainerStatus(id); return err })
+		err = c.call(func(ctx context.Context, rt *Runtime) (err error) { status, err = rt.ContainerStatus(id); return err })
 		if err != nil {
 			return fmt.Errorf("status: %w", err)
 		}
@@ -134,14 +132,14 @@ func (c *crowd) container(ctx context.Context, pod store.PodID, box *cri.Contain
 		if status.State != state {
 			return fmt.Errorf("after a start (%w) it is %v", start, status)
 		}
-		if err := c.call(ctx, func(rt *Runtime) error { return rt.StopContainer(ctx, id, grace) }); err != nil {
+		if err := c.call(func(ctx context.Context, rt *Runtime) error { return rt.StopContainer(ctx, id, grace) }); err != nil {
 			return fmt.Errorf("stop: %w", err)
 		}
-		err = c.call(ctx, func(rt *Runtime) (err error) { status, err = rt.ContainerStatus(id); return err })
+		err = c.call(func(ctx context.Context, rt *Runtime) (err error) { status, err = rt.ContainerStatus(id); return err })
 		if err != nil || status.State != cri.ContainerState_CONTAINER_EXITED {
 			return fmt.Errorf("after its stop it is %v, %w", status, err)
 		}
-		if err := c.call(ctx, func(rt *Runtime) error { return rt.RemoveContainer(ctx, id) }); err != nil {
+		if err := c.call(func(ctx context.Context, rt *Runtime) error { return rt.RemoveContainer(ctx, id) }); err != nil {
 			return fmt.Errorf("remove: %w", err)
 		}
 		if start == nil {
@@ -175,7 +173,7 @@ func TestRealCrowd(t *testing.T) {
 					list = append(list, n.box(cfg, fmt.Sprintf("box%d", b), "sleep", "0", "up"))
 				}
 				wg.Go(func() {
-					if err := c.lifecycle(t.Context(), cfg, list); err != nil {
+					if err := c.lifecycle(cfg, list); err != nil {
 						t.Errorf("pod %d: %v", i, err)
 					}
 				})

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-cri/berth/oci/wire"
 	"github.com/berth-cri/berth/store"
 	"github.com/berth-cri/berth/store/content"
 )
@@ -261,6 +262,9 @@ func (rt *Runtime) sweep(ctx context.Context, s *seen) {
 	for id := range s.containers {
 		if !known(id) {
 			err := rt.cfg.Executor.KillAll(ctx, id)
+			if errors.Is(err, &wire.Error{Code: wire.NotFound}) {
+				err = nil // taken back meanwhile, with the record that had named it
+			}
 			rt.report(errors.Join(err, rt.cfg.Executor.Delete(ctx, id)), "container", id)
 		}
 	}

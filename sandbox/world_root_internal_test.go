@@ -118,6 +118,9 @@ type realLife struct {
 	// nothing is done after it.
 	alive sync.RWMutex
 	dead  bool // under alive
+	// gone is the context of its callers: a connection to a dead process is broken.
+	gone context.Context //nolint:containedctx // it is the process
+	die  context.CancelCauseFunc
 
 	// changed has an element when something may have happened.
 	changed chan struct{}
@@ -127,6 +130,7 @@ type realLife struct {
 func (n *realNode) boot() *realLife {
 	n.tb.Helper()
 	l := &realLife{realNode: n, changed: make(chan struct{}, 1)}
+	l.gone, l.die = context.WithCancelCause(n.tb.Context())
 	var err error
 	if l.executor, err = oci.Open(n.tb.Context(), n.Config.State); err != nil {
 		n.tb.Fatal(err)
@@ -169,14 +173,14 @@ func (l *realLife) do(fn func() error) error {
 // part, and nothing follows.
 func (l *realLife) kill() {
 	l.alive.Lock()
-	was := l.dead
-	l.dead = true
-	l.alive.Unlock()
-	if was {
+	defer l.alive.Unlock()
+	if l.dead {
 		return
 	}
+	l.dead = true
+	l.die(errDead)        // first: what its callers get from here on is no answer
+	storetest.Crash(l.db) // then: what it would write of all that follows is not written
 	l.executor.Close()
-	storetest.Crash(l.db)
 	l.rt.cancel()
 	l.rt.feed.close()
 }
@@ -192,6 +196,7 @@ func (l *realLife) end() {
 	l.alive.Lock()
 	l.dead = true
 	l.alive.Unlock()
+	l.die(ErrClosed)
 	l.executor.Close()
 	storetest.Check(l.tb, l.db)
 	if err := l.db.Close(); err != nil {

@@ -1,0 +1,31 @@
+// Copyright The berth Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"bytes"
+	"testing"
+
+	"k8s.io/klog/v2/textlogger"
+)
+
+// TestSweepOfWhatIsGone: what recovery has taken back together with its record is not
+// known any more when the sweep comes to it, and that is nothing to report.
+func TestSweepOfWhatIsGone(t *testing.T) {
+	n := newNode(t)
+	l := n.boot(-1, nil)
+	defer l.end()
+	var said bytes.Buffer
+	l.rt.cfg.Log = textlogger.NewLogger(textlogger.NewConfig(textlogger.Output(&said)))
+	s, err := l.rt.observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id = "0123456789abcdef"
+	s.pods[id], s.containers[id] = true, s.containers[id]
+	l.rt.sweep(t.Context(), s)
+	if said.Len() > 0 {
+		t.Errorf("said:\n%s", said.String())
+	}
+}
