@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"k8s.io/klog/v2/textlogger"
+
+	"github.com/berth-cri/berth/oci/wire"
 )
 
 // TestSweepOfWhatIsGone: what recovery has taken back together with its record is not
@@ -23,7 +25,7 @@ func TestSweepOfWhatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	const id = "0123456789abcdef"
-	s.pods[id], s.containers[id] = true, s.containers[id]
+	s.pods[id], s.containers[id] = true, wire.Container{ID: id, State: wire.Exited}
 	l.rt.sweep(t.Context(), s)
 	if said.Len() > 0 {
 		t.Errorf("said:\n%s", said.String())
