@@ -94,9 +94,9 @@ type script struct {
 	n     *node
 	l     *life
 	dead  []*life
-	names map[string]string // id → name
-	ids   map[string]string // name → id
-	jobs  []chan string
+	names map[string]string    // id → name
+	ids   map[string]string    // name → id
+	jobs  []chan func() string // what a command that went on has to say, called in the script's order
 
 	events chan string
 	boots  int
@@ -178,19 +178,33 @@ func (s *script) command(line string) string {
 		s.boot()
 	}
 	if words[len(words)-1] == "&" {
-		done := make(chan string, 1)
+		done := make(chan func() string, 1)
 		s.jobs = append(s.jobs, done)
 		l := s.l
-		go func() { done <- s.do(l, words[:len(words)-1]) }()
+		go func() { done <- s.begin(l, words[:len(words)-1]) }()
 		synctest.Wait()
 		return fmt.Sprintf("goes on as %d", len(s.jobs))
 	}
-	text := s.do(s.l, words)
+	text := s.begin(s.l, words)()
 	synctest.Wait()
 	return text
 }
 
-// do runs one command.
+// begin runs one command, which may go on beside others, and returns what makes its
+// output: of two that give the same id, which is the first does not depend on luck.
+func (s *script) begin(l *life, words []string) func() string {
+	switch words[0] {
+	case "pod":
+		return s.pod(s.t.Context(), l, words[1], words[2:])
+	case "container":
+		return s.container(s.t.Context(), l, words[1], words[2], words[3:])
+	default:
+		text := s.do(l, words)
+		return func() string { return text }
+	}
+}
+
+// do runs one command that names no ids.
 func (s *script) do(l *life, words []string) string {
 	ctx, arg := s.t.Context(), func(i int) string {
 		if i < len(words) {
@@ -200,10 +214,6 @@ func (s *script) do(l *life, words []string) string {
 	}
 	id := func(i int) string { return s.ids[arg(i)] }
 	switch words[0] {
-	case "pod":
-		return s.pod(ctx, l, words[1], words[2:])
-	case "container":
-		return s.container(ctx, l, words[1], words[2], words[3:])
 	case "start":
 		return result("", l.rt.StartContainer(ctx, id(1)))
 	case "stop":
@@ -226,7 +236,7 @@ func (s *script) do(l *life, words []string) string {
 		if err != nil {
 			return err.Error()
 		}
-		return <-s.jobs[n-1]
+		return (<-s.jobs[n-1])()
 	case "list":
 		return s.list()
 	case "events":
@@ -334,7 +344,7 @@ func option(words []string, name string) (string, bool) {
 	return "", false
 }
 
-func (s *script) pod(ctx context.Context, l *life, name string, options []string) string {
+func (s *script) pod(ctx context.Context, l *life, name string, options []string) func() string {
 	cfg := podConfig(name, 0)
 	if _, host := option(options, "host"); host {
 		cfg = hostPodConfig(name)
@@ -356,7 +366,7 @@ func (s *script) pod(ctx context.Context, l *life, name string, options []string
 	if !proto.Equal(before, cfg) {
 		s.t.Errorf("pod %s: the request was changed", name)
 	}
-	return s.knows(shown, string(id), err)
+	return func() string { return s.knows(shown, string(id), err) }
 }
 
 // knows remembers the name of an id, and says whether it is a new one.
@@ -377,7 +387,7 @@ func (s *script) knows(name, id string, err error) string {
 	}
 }
 
-func (s *script) container(ctx context.Context, l *life, pod, name string, options []string) string {
+func (s *script) container(ctx context.Context, l *life, pod, name string, options []string) func() string {
 	cfg := containerConfig(name)
 	if v, ok := option(options, "image"); ok {
 		cfg.Image.Image = v
@@ -393,7 +403,8 @@ func (s *script) container(ctx context.Context, l *life, pod, name string, optio
 		cfg.Mounts = []*cri.Mount{{HostPath: v, ContainerPath: "/mnt"}}
 	}
 	id, err := l.rt.CreateContainer(ctx, s.ids[pod], cfg)
-	return s.knows(fmt.Sprintf("%s/%s/%d", strings.Split(pod, "/")[0], name, cfg.Metadata.Attempt), string(id), err)
+	shown := fmt.Sprintf("%s/%s/%d", strings.Split(pod, "/")[0], name, cfg.Metadata.Attempt)
+	return func() string { return s.knows(shown, string(id), err) }
 }
 
 // list prints what a kubelet would see, and the state that only we know.
