@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -129,6 +130,10 @@ type realLife struct {
 // boot starts a process.
 func (n *realNode) boot() *realLife {
 	n.tb.Helper()
+	cgroups, cerr := cgroup.Open("/sys/fs/cgroup")
+	if cerr != nil {
+		n.tb.Fatal(cerr)
+	}
 	l := &realLife{realNode: n, changed: make(chan struct{}, 1)}
 	l.gone, l.die = context.WithCancelCause(n.tb.Context())
 	var err error
@@ -139,9 +144,9 @@ func (n *realNode) boot() *realLife {
 		n.tb.Fatal(err)
 	}
 	l.rt = New(Config{
-		Store: l.db, Executor: l.executor, Exits: l.executor,
-		Network: mortalNetwork{l}, Images: mortalImages{l}, Namespaces: mortalNamespaces{l},
-		State: n.cfg.State, Root: n.cfg.Root, Features: n.features, Driver: cgroup.Cgroupfs, CgroupPrefix: "berth",
+		Store: l.db, Executor: l.executor, Exits: l.executor, Streams: l.executor,
+		Network: mortalNetwork{n.network, l}, Images: mortalImages{n.images, l}, Namespaces: mortalNamespaces{n.namespaces, l},
+		State: n.cfg.State, Root: n.cfg.Root, Features: n.features, Cgroups: cgroups, Driver: cgroup.Cgroupfs, CgroupPrefix: "berth",
 		Handlers: map[string]spec.Handler{"": {}}, NodeHostname: n.nodeName, PinDir: n.pins,
 		Log: textlogger.NewLogger(textlogger.NewConfig(textlogger.Output(n.said), textlogger.Verbosity(2))),
 	})
@@ -369,56 +374,65 @@ func (l *realLife) nothingLeft() {
 }
 
 // mortalNamespaces are the real ones as far as their user lives.
-type mortalNamespaces struct{ l *realLife }
+type mortalNamespaces struct {
+	Namespaces
+	l *realLife
+}
 
 func (m mortalNamespaces) Make(ctx context.Context, r ns.Request) (made *ns.Namespaces, err error) {
-	err = m.l.do(func() (err error) { made, err = m.l.namespaces.Make(ctx, r); return err })
+	err = m.l.do(func() (err error) { made, err = m.Namespaces.Make(ctx, r); return err })
 	return made, err
 }
 
 func (m mortalNamespaces) Pinned(id store.PodID) (is bool, err error) {
-	err = m.l.do(func() (err error) { is, err = m.l.namespaces.Pinned(id); return err })
+	err = m.l.do(func() (err error) { is, err = m.Namespaces.Pinned(id); return err })
 	return is, err
 }
 
 func (m mortalNamespaces) Remove(id store.PodID) error {
-	return m.l.do(func() error { return m.l.namespaces.Remove(id) })
+	return m.l.do(func() error { return m.Namespaces.Remove(id) })
 }
 
 func (m mortalNamespaces) List() (ids []string, err error) {
-	err = m.l.do(func() (err error) { ids, err = m.l.namespaces.List(); return err })
+	err = m.l.do(func() (err error) { ids, err = m.Namespaces.List(); return err })
 	return ids, err
 }
 
-type mortalNetwork struct{ l *realLife }
+type mortalNetwork struct {
+	Network
+	l *realLife
+}
 
 func (m mortalNetwork) Attach(ctx context.Context, p PodNetwork) (a store.Attachment, err error) {
-	err = m.l.do(func() (err error) { a, err = m.l.network.Attach(ctx, p); return err })
+	err = m.l.do(func() (err error) { a, err = m.Network.Attach(ctx, p); return err })
 	return a, err
 }
 
 func (m mortalNetwork) Detach(ctx context.Context, p PodNetwork) error {
-	return m.l.do(func() error { return m.l.network.Detach(ctx, p) })
+	return m.l.do(func() error { return m.Network.Detach(ctx, p) })
 }
 
-type mortalImages struct{ l *realLife }
+type mortalImages struct {
+	Images
+	l *realLife
+}
 
 func (m mortalImages) Resolve(ctx context.Context, name string) (i Image, err error) {
-	err = m.l.do(func() (err error) { i, err = m.l.images.Resolve(ctx, name); return err })
+	err = m.l.do(func() (err error) { i, err = m.Images.Resolve(ctx, name); return err })
 	return i, err
 }
 
 func (m mortalImages) Rootfs(ctx context.Context, id store.ContainerID, image store.ImageID) (r wire.Rootfs, err error) {
-	err = m.l.do(func() (err error) { r, err = m.l.images.Rootfs(ctx, id, image); return err })
+	err = m.l.do(func() (err error) { r, err = m.Images.Rootfs(ctx, id, image); return err })
 	return r, err
 }
 
 func (m mortalImages) RemoveRootfs(ctx context.Context, id store.ContainerID) error {
-	return m.l.do(func() error { return m.l.images.RemoveRootfs(ctx, id) })
+	return m.l.do(func() error { return m.Images.RemoveRootfs(ctx, id) })
 }
 
 func (m mortalImages) ReadFile(ctx context.Context, image store.ImageID, path string, limit int64) (b []byte, err error) {
-	err = m.l.do(func() (err error) { b, err = m.l.images.ReadFile(ctx, image, path, limit); return err })
+	err = m.l.do(func() (err error) { b, err = m.Images.ReadFile(ctx, image, path, limit); return err })
 	return b, err
 }
 
@@ -453,6 +467,12 @@ func (r *recordingNetwork) Detach(_ context.Context, p PodNetwork) error {
 	defer r.mu.Unlock()
 	delete(r.attached, p.ID)
 	return nil
+}
+
+// Dial connects to the node, whichever pod is meant.
+func (r *recordingNetwork) Dial(ctx context.Context, _ string, port int32) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 }
 
 func (r *recordingNetwork) remains() (list []string) {
@@ -525,4 +545,9 @@ func (f *folderImages) ReadFile(_ context.Context, _ store.ImageID, path string,
 	}
 	defer file.Close()
 	return io.ReadAll(io.LimitReader(file, limit))
+}
+
+// Usage counts nothing.
+func (f *folderImages) Usage(context.Context, store.ContainerID) (Usage, error) {
+	return Usage{Mountpoint: f.base, At: time.Now()}, nil
 }
