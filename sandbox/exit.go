@@ -93,7 +93,10 @@ func (c *container) recordExit(ctx context.Context, x wire.Exit) (first bool, er
 	default:
 		return false, nil // told before, or its start has failed
 	}
-	return true, c.changeLocked(ctx, exited, func(r *store.Container, _ *progress) { putExit(r, x) })
+	return true, c.changeLocked(ctx, exited, func(r *store.Container, pr *progress) {
+		pr.putStart(r) // its end may be told before its start has returned
+		putExit(r, x)
+	})
 }
 
 // putExit puts an exit into a record.

@@ -134,6 +134,9 @@ type progress struct {
 	// PID and Start name a container's first process; see wire.Created.
 	PID   int    `json:"pid,omitempty"`
 	Start uint64 `json:"start,omitempty"`
+	// BegunAt is when a container's start was begun: that it has started may be known
+	// only from its end.
+	BegunAt time.Time `json:"begunAt,omitzero"`
 	// KillAt is when a container that is being stopped is killed.
 	KillAt time.Time `json:"killAt,omitzero"`
 }

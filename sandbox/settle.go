@@ -173,7 +173,7 @@ func (c *container) settleAs(ctx context.Context, s *seen) error {
 		}
 		return c.startFailed(ctx, why)
 	case startHolds:
-		return c.change(ctx, started, func(r *store.Container, _ *progress) { r.StartedAt = time.Now().UTC().Round(0) })
+		return c.change(ctx, started, func(r *store.Container, pr *progress) { pr.putStart(r) })
 	case noteEnd:
 		x := lost(c.id, "the executor has it as ended and does not know how")
 		if has.Exit != nil {

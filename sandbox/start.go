@@ -38,18 +38,16 @@ func (c *container) start(ctx context.Context) error {
 	if err := c.pod.takesContainers(); err != nil {
 		return err
 	}
-	if err := c.change(ctx, start, nil); err != nil {
+	err := c.change(ctx, start, func(_ *store.Container, pr *progress) { pr.BegunAt = time.Now().UTC().Round(0) })
+	if err != nil {
 		return err
 	}
-	begun := time.Now()
 	if err := climbFrom(ctx, c, c.rt.containerSteps, stepRootfs); err != nil {
 		return errors.Join(err, c.startFailed(ctx, err))
 	}
-	err := c.change(ctx, started, func(r *store.Container, pr *progress) {
+	err = c.change(ctx, started, func(r *store.Container, pr *progress) {
 		pr.PID, pr.Start = c.process.PID, c.process.Start
-		if r.StartedAt = begun.UTC().Round(0); r.StartedAt.Before(r.CreatedAt) {
-			r.StartedAt = r.CreatedAt // the clock was set back
-		}
+		pr.putStart(r)
 	})
 	if errors.Is(err, ErrState) {
 		err = nil // it has run, and ended
@@ -64,11 +62,22 @@ func (c *container) start(ctx context.Context) error {
 	return nil
 }
 
+// putStart puts the time of a start into a record, unless it has one.
+func (pr *progress) putStart(r *store.Container) {
+	if !r.StartedAt.IsZero() {
+		return
+	}
+	if r.StartedAt = pr.BegunAt; r.StartedAt.Before(r.CreatedAt) {
+		r.StartedAt = r.CreatedAt // the clock was set back
+	}
+}
+
 // startFailed records that the container could not be started.
 func (c *container) startFailed(ctx context.Context, why error) error {
 	err := c.change(ctx, exited, func(r *store.Container, _ *progress) {
 		r.Reason, r.Message, r.ExitCode = ReasonStartError, why.Error(), exitStartError
 		r.FinishedAt = time.Now().UTC().Round(0)
+		r.StartedAt = time.Time{} // where the end of what was taken back was told before
 	})
 	c.noteEnd()
 	c.rt.feed.container(c, EventStopped)
