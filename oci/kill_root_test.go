@@ -279,7 +279,7 @@ func (r *rig) killBoth() {
 	waitGone(r.t, keeper)
 	r.Executor.Close()
 	r.exits.stop()
-	e, err := oci.Start(r.t.Context(), r.config)
+	e, err := oci.Start(r.t.Context(), r.Config)
 	if err != nil {
 		r.t.Fatalf("start after both were killed: %v\n%s", err, r.said())
 	}

@@ -77,8 +77,8 @@ func TestOwnCgroup(t *testing.T) {
 		for line := range strings.Lines(string(text)) {
 			// hierarchy:controllers:path
 			parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
-			if parts[1] != "cpuset" && parts[2] != r.config.Cgroup {
-				t.Errorf("%s is in %q, want %s", name, line, r.config.Cgroup)
+			if parts[1] != "cpuset" && parts[2] != r.Config.Cgroup {
+				t.Errorf("%s is in %q, want %s", name, line, r.Config.Cgroup)
 			}
 		}
 	}

@@ -265,5 +265,5 @@ func TestBinaryGone(t *testing.T) {
 			check(fmt.Sprintf("%s-%d", step.name, n))
 		}
 	}
-	r.config.Binary = built.executor // for the rig's end
+	r.Config.Binary = built.executor // for the rig's end
 }

@@ -8,15 +8,9 @@ package oci_test
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -24,9 +18,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-cri/berth/hack/leak"
 	"github.com/berth-cri/berth/oci"
 	"github.com/berth-cri/berth/oci/crilog"
+	"github.com/berth-cri/berth/oci/ocitest"
 	"github.com/berth-cri/berth/oci/wire"
 )
 
@@ -61,7 +55,7 @@ func testMain(m *testing.M) int {
 	}
 	var err error
 	if built.executor, err = buildExecutor("one"); err == nil {
-		built.guest, err = build("guest", "./testdata/guest", "CGO_ENABLED=0", "-ldflags", "-s -w")
+		built.guest, err = ocitest.Programs(built.dir).Guest()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -72,21 +66,7 @@ func testMain(m *testing.M) int {
 
 // buildExecutor builds the executor, unless it is there, with a version of its own.
 func buildExecutor(version string) (string, error) {
-	return build("berth-executor-"+version, "../cmd/berth-executor", "CGO_ENABLED=1",
-		"-tags", "seccomp", "-ldflags", "-s -w -X main.version="+version)
-}
-
-func build(name, pkg, env string, args ...string) (string, error) {
-	out := filepath.Join(built.dir, name)
-	if _, err := os.Stat(out); err == nil {
-		return out, nil
-	}
-	cmd := exec.Command("go", append(append([]string{"build", "-o", out}, args...), pkg)...)
-	cmd.Env = append(os.Environ(), env)
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, text)
-	}
-	return out, nil
+	return ocitest.Programs(built.dir).Executor(version)
 }
 
 // TestPrograms builds what the tests run that is not needed by all of them.
@@ -99,14 +79,12 @@ func TestPrograms(t *testing.T) {
 // rig is a keeper and an executor of their own, with what a test's containers
 // need. All of it is gone when the test ends, and leak.Check sees to that.
 type rig struct {
-	*oci.Executor
+	*ocitest.Node
 
 	t      testing.TB
 	name   string // unique: cgroup folder, and part of every path
 	state  string // on a tmpfs
 	base   string // on disk: root file system, logs
-	log    string
-	config oci.StartConfig
 	exits  *exits
 	always option // nil: none; applied to each request before its own
 }
@@ -119,30 +97,16 @@ func newRig(t testing.TB) *rig {
 // newRigOf is newRig with another executor.
 func newRigOf(t testing.TB, binary string) *rig {
 	t.Helper()
-	name := "berth-test-" + strings.ToLower(rand.Text()[:8])
-	r := &rig{t: t, name: name, base: t.TempDir()}
-	// A tmpfs, as /run is on a node; not every machine's /run is one.
-	r.state = filepath.Join("/dev/shm", name, "executor")
-	r.log = filepath.Join("/dev/shm", name, "log")
-	leak.Check(t, leak.Under("/dev/shm/"+name), leak.Cgroups(name))
-	if err := os.MkdirAll(r.state, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	r.config = oci.StartConfig{State: r.state, Binary: binary, Log: r.log, Cgroup: "/" + name + "/keeper"}
-	t.Cleanup(r.close)
+	base := t.TempDir()
+	node := ocitest.New(t, binary)
+	r := &rig{Node: node, t: t, name: node.Name, state: node.Config.State, base: base}
 	r.makeRoot()
-	var err error
-	if r.Executor, err = oci.Start(t.Context(), r.config); err != nil {
-		t.Fatalf("%v\n%s", err, r.said())
-	}
 	r.exits = watchExits(r.Executor)
+	t.Cleanup(func() { r.exits.stop() }) // the last one
 	return r
 }
 
-func (r *rig) said() string {
-	b, _ := os.ReadFile(r.log)
-	return string(b)
-}
+func (r *rig) said() string { return r.Said() }
 
 // makeRoot makes a root file system that has nothing but the guest.
 func (r *rig) makeRoot() {
@@ -168,78 +132,8 @@ func (r *rig) makeRoot() {
 	}
 }
 
-// close ends every container, then executor and keeper, and takes away what the
-// first start of an executor leaves for the next.
-func (r *rig) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	if r.t.Failed() {
-		r.t.Logf("executor said:\n%s", r.said())
-	}
-	if r.exits != nil {
-		r.exits.stop()
-	}
-	e, err := oci.Start(ctx, r.config) // whatever the test has killed
-	if err != nil {
-		r.t.Errorf("clean up: %v\n%s", err, r.said())
-		return
-	}
-	if r.Executor != nil {
-		r.Executor.Close()
-	}
-	defer e.Close()
-	o, err := e.Observe(ctx)
-	if err != nil {
-		r.t.Errorf("clean up: %v", err)
-	}
-	var wg sync.WaitGroup
-	for _, c := range o.Containers {
-		wg.Go(func() {
-			if err := errors.Join(e.KillAll(ctx, c.ID), e.Delete(ctx, c.ID)); err != nil {
-				r.t.Errorf("clean up %s: %v", c.ID, err)
-			}
-		})
-	}
-	wg.Wait()
-	for _, id := range o.Pods {
-		if err := e.PodDelete(ctx, id); err != nil {
-			r.t.Errorf("clean up pod %s: %v", id, err)
-		}
-	}
-	keeper := r.keeperPID()
-	if err := e.Quit(ctx); err != nil {
-		r.t.Errorf("clean up: %v", err)
-	}
-	waitGone(r.t, keeper)
-	if err := unix.Unmount(filepath.Join(r.state, "m"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-		r.t.Errorf("clean up: %v", err)
-	}
-	if err := os.RemoveAll(filepath.Dir(r.state)); err != nil {
-		r.t.Errorf("clean up: %v", err)
-	}
-	removeCgroups(r.t, r.name)
-}
-
-// removeCgroups removes the empty folders that libcontainer makes as parents.
-func removeCgroups(t testing.TB, name string) {
-	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
-	dirs = append(dirs, "/sys/fs/cgroup/"+name)
-	for _, d := range slices.Clone(dirs) {
-		dirs = slices.Insert(dirs, 0, filepath.Join(d, "keeper"))
-	}
-	for _, d := range dirs {
-		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("clean up: %v", err)
-		}
-	}
-}
-
 func (r *rig) keeperPID() int {
-	b, err := os.ReadFile(filepath.Join(r.state, "keeper.pid"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.Fields(string(b))[0])
+	pid, err := r.KeeperPID()
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -267,23 +161,8 @@ func kill(t testing.TB, pid int) {
 // waitGone waits until a process has ended; a zombie that nobody reaps has.
 func waitGone(t testing.TB, pid int) {
 	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		n, err := unix.Poll(poll, 100)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			t.Fatal(err)
-		}
-		if n > 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("process %d does not end", pid)
-		}
+	if err := ocitest.WaitGone(pid); err != nil {
+		t.Fatal(err)
 	}
 }
 
