@@ -228,12 +228,12 @@ func eventually(t testing.TB, what string, so func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	late := time.After(30 * time.Second)
+	late := time.After(20 * time.Second) // less than rereadWatched, which would hide a lost event
 	for !so() {
 		select {
 		case <-tick.C:
 		case <-late:
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within 20 s: %s", what)
 		}
 	}
 }
