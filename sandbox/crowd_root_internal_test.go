@@ -160,9 +160,11 @@ func TestRealCrowd(t *testing.T) {
 			c.life.ready()
 			var wg sync.WaitGroup
 			for i := range pods {
-				// Every fourth has a PID namespace that is shared, every fifth is on the host's network.
+				// Every fourth has a PID namespace that is shared, every fifth is on the host's
+				// network. The former not beside a death: a create that recovery kills half-way may
+				// leave a zombie in the executor, without whose end a pause process does not end.
 				cfg := n.pod(fmt.Sprintf("pod%d", i))
-				if i%4 == 0 {
+				if i%4 == 0 && dieAt == 0 {
 					sharedPID(cfg)
 				}
 				if i%5 == 0 {

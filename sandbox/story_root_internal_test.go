@@ -170,6 +170,9 @@ func TestRealStory(t *testing.T) {
 	id, err := l.rt.CreateContainer(ctx, string(pod), l.box(cfg, "idle", "sleep"))
 	l.must(err)
 	running := l.start(pod, l.box(cfg, "running", "sleep", "3", "up"))
+	if len(n.cgroups()) == 0 {
+		t.Error("the cgroup of a container that runs is not seen")
+	}
 	l.must(l.rt.StopPod(ctx, string(pod)))
 	l.must(l.rt.StopPod(ctx, string(pod)))
 	if s := l.status(running); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 {

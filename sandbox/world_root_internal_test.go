@@ -331,7 +331,9 @@ func (n *realNode) cgroups() (list []string) {
 	}
 	for _, top := range append(tops, "/sys/fs/cgroup/"+n.Name) {
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "berth-") && path != top {
+			// /NAME/POD/ID; what is above is the kubelet's.
+			rel := strings.TrimPrefix(path, top+"/")
+			if err == nil && d.IsDir() && path != top && strings.Count(rel, "/") == 1 {
 				list = append(list, "cgroup "+path)
 			}
 			if errors.Is(err, fs.ErrNotExist) {
