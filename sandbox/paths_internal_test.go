@@ -48,7 +48,10 @@ func TestPathsDoNotWait(t *testing.T) {
 		}
 		close(dead)
 		synctest.Wait()
-		if err := p.touch(t.Context(), "bad", "/x", func() error { return nil }); err != nil || len(p.stuck) != 0 || p.all != 0 {
+		err = p.touch(t.Context(), "bad", "/x", func() error { return nil })
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if err != nil || len(p.stuck) != 0 || p.all != 0 {
 			t.Errorf("after they have come back: %v, %v stuck, %d in all", err, p.stuck, p.all)
 		}
 	})

@@ -296,20 +296,14 @@ func (l *life) Observe(ctx context.Context) (o wire.Observed, err error) {
 }
 
 // endLocked ends a container by itself.
-//
-// +checklocks:n.mu
 func (n *node) endLocked(id string, code int) { n.exitLocked(id, wire.Exit{Code: code}) }
 
 // killLocked ends a container by a signal.
-//
-// +checklocks:n.mu
 func (n *node) killLocked(id string, s unix.Signal) {
 	n.exitLocked(id, wire.Exit{Code: 128 + int(s), Signal: int(s)})
 }
 
 // exitLocked tells everybody of an end.
-//
-// +checklocks:n.mu
 func (n *node) exitLocked(id string, x wire.Exit) {
 	c := n.containers[id]
 	x.ID, x.PID, x.Start, x.At = id, c.proc.PID, c.proc.Start, time.Now()
