@@ -136,6 +136,13 @@ func (r *rig) writers(n, rate, fast int) map[string]wire.Created {
 	if len(created) != n {
 		r.t.Fatalf("%d of %d containers started", len(created), n)
 	}
+	for id := range created {
+		// Before that SIGTERM would be the end of it, and not what it does with it.
+		r.waitFor("the first line of "+id, func() bool {
+			st, err := os.Stat(r.logPath(id))
+			return err == nil && st.Size() > 0
+		})
+	}
 	return created
 }
 

@@ -6,6 +6,7 @@
 //	berth serve            serves kubelets and crictl
 //	berth config default   prints the configuration with all defaults
 //	berth config check     says what is wrong with a configuration
+//	berth check            says whether a node is fit, and what to do where it is not
 //	berth status           says how a berth that serves is
 //	berth image            pulls, lists, shows and removes images
 //	berth executor         the processes that run containers, and outlive berth

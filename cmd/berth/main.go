@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string) int {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w (see %s --help)", errUsage, err, c.CommandPath())
 	})
-	root.AddCommand(serveCommand(), configCommand(), statusCommand(), imageCommand(), executorCommand(), versionCommand())
+	root.AddCommand(serveCommand(), configCommand(), checkCommand(), statusCommand(), imageCommand(), executorCommand(), versionCommand())
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	switch {
