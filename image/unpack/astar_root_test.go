@@ -146,7 +146,7 @@ func compare(t *testing.T, layers [][]*tar.Header) {
 func TestAsTar(t *testing.T) {
 	base := []*tar.Header{
 		root(), dir("tmp", mode(0o1777)), dir("usr", mode(0o751), owner(3, 4), attr("user.x", "y")), dir("usr/bin"), file("usr/bin/a", "a", mode(0o4755)),
-		file("usr/bin/b", "b"), symlink("bin", "usr/bin"), dir("etc"), file("etc/conf", "1"), dir("etc/d"), file("etc/d/x", "x"), entry(tar.TypeChar, "null", device(1, 3)),
+		file("usr/bin/b", "b"), symlink("bin", "usr/bin"), dir("etc"), file("etc/conf", "1"), dir("etc/d", mode(0o750)), file("etc/d/x", "x"), entry(tar.TypeChar, "null", device(1, 3)),
 	}
 	for name, layers := range map[string][][]*tar.Header{
 		"one":                         {base},
@@ -160,6 +160,8 @@ func TestAsTar(t *testing.T) {
 		"removed and made anew":       {base, {file(".wh.etc", ""), file("etc/new", "1")}},
 		"opaque":                      {base, {dir("etc"), file("etc/.wh..wh..opq", ""), file("etc/new", "1")}},
 		"opaque and implicit":         {base, {file("etc/.wh..wh..opq", ""), file("etc/new", "1")}},
+		"implicit below opaque":       {base, {file("etc/.wh..wh..opq", ""), file("etc/d/new", "1")}},
+		"implicit above opaque":       {base, {dir("etc"), file("etc/.wh..wh..opq", ""), dir("etc/d", mode(0o711)), file("etc/d/new", "1")}, {file("etc/d/newer", "1")}},
 		"opaque below opaque":         {base, {dir("etc"), file("etc/.wh..wh..opq", ""), dir("etc/d"), file("etc/d/.wh..wh..opq", "")}},
 		"link and then remove":        {base, {hardlink("usr/bin/c", "usr/bin/a"), file("usr/bin/.wh.a", "")}},
 		"link and then replace":       {base, {hardlink("usr/bin/c", "usr/bin/a"), file("usr/bin/a", "new")}},
@@ -213,9 +215,17 @@ func (g *generator) entry() *tar.Header {
 	folders := g.paths(func(_ string, th *thing) bool { return th.kind == tar.TypeDir })
 	parent := folders[g.r.IntN(len(folders))]
 	name := strings.TrimPrefix(path.Join(parent, string(rune('a'+g.r.IntN(4)))), "/")
+	what := g.r.IntN(9)
+	if th := g.now[name]; what <= 4 && g.r.IntN(4) == 0 && (th == nil || th.kind == tar.TypeDir) { // below a folder without an entry
+		if parent = name; th == nil {
+			g.put(parent, tar.TypeDir)
+			delete(g.own, parent)
+		}
+		name = path.Join(parent, string(rune('a'+g.r.IntN(4))))
+	}
 	text := fmt.Sprintf("%d-%d", g.n, g.r.IntN(1000))
 	perm := mode([]int64{0o755, 0o700, 0o4711, 0o1777, 0o640}[g.r.IntN(5)])
-	switch g.r.IntN(9) {
+	switch what {
 	case 0, 1:
 		if th := g.now[name]; th == nil || th.kind != tar.TypeDir {
 			g.put(name, tar.TypeDir)

@@ -183,7 +183,7 @@ func (w *walk) down(name string) error {
 	case errors.Is(err, unix.ENOENT) && w.create:
 		return w.make(name, path, false)
 	case errors.Is(err, unix.ENOENT):
-		return &missing{path: join(path, w.rest)}
+		return &missing{path: strings.TrimSuffix(join(path, w.rest), "/")}
 	case !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.ENOTDIR):
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -212,7 +212,7 @@ func (w *walk) through(name, path string) error {
 		return fmt.Errorf("%w: %q", ErrParent, path)
 	}
 	if !w.create {
-		return &missing{path: join(path, w.rest), gone: true}
+		return &missing{path: path, gone: true}
 	}
 	if err := w.t.remove(w.at, name, &st); err != nil {
 		return err

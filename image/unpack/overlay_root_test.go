@@ -147,6 +147,16 @@ func TestImplicitParents(t *testing.T) {
 	}
 }
 
+// TestParentsBelowOpaqueRoot has a layer hide everything below it: its parents are nobody's heirs.
+func TestParentsBelowOpaqueRoot(t *testing.T) {
+	low := unpacked(t, []*tar.Header{root(), dir("tmp", mode(0o1777))})
+	equal(t, unpacked(t, []*tar.Header{root(), file("tmp/a", "1"), whiteout(".wh..wh..opq")}, low).tree(),
+		[]string{"/ 755" + opaque, "tmp/ 755 time=0", "tmp/a 644 \"1\""})
+	mid := unpacked(t, []*tar.Header{root(), whiteout(".wh..wh..opq")}, low)
+	equal(t, unpacked(t, []*tar.Header{root(), file("tmp/a", "1")}, mid, low).tree(),
+		[]string{"/ 755", "tmp/ 755 time=0", "tmp/a 644 \"1\""})
+}
+
 // TestForeignLinks has hard links to files that only lower layers have.
 func TestForeignLinks(t *testing.T) {
 	low := unpacked(t, []*tar.Header{
@@ -171,6 +181,11 @@ func TestForeignLinks(t *testing.T) {
 		"two names, and links to them": {
 			[]*tar.Header{root(), hardlink("b", "a"), hardlink("c", "./a"), hardlink("e", "b")},
 			[]string{"/ 755", "a 644 \"middle\"", "b = a", "c = a", "e = a"},
+			nil,
+		},
+		"the same, by two ways": { // before and after this layer has the folder
+			[]*tar.Header{root(), hardlink("b", "usr/bin/su"), dir("usr/bin", mode(0o711)), hardlink("c", "usr/bin/su"), hardlink("e", "bin/su")},
+			[]string{"/ 755", "b" + strings.TrimPrefix(su, "usr/bin/su"), "c = b", "e = b", "usr/ 755", "usr/bin/ 711", "usr/bin/su = b"},
 			nil,
 		},
 		"a symbolic link": {[]*tar.Header{root(), hardlink("b", "s")}, []string{"/ 755", "b -> x", "s = b"}, nil},

@@ -74,8 +74,12 @@ func (s *settler) parents(ctx context.Context) error {
 	return nil
 }
 
-// inherit gives a folder the attributes of the topmost lower one of its path, if there is one.
+// inherit gives a folder the attributes of the topmost lower one of its path, if there is one that this
+// layer does not hide.
 func (s *settler) inherit(path string) error {
+	if hidden, err := s.belowOpaque(path); hidden || err != nil {
+		return err
+	}
 	from, err := s.lower.folderAt(path)
 	if errors.Is(err, errNotThere) {
 		return nil
@@ -96,6 +100,21 @@ func (s *settler) inherit(path string) error {
 		return err
 	}
 	return s.enterAgain(d, attrs)
+}
+
+// belowOpaque says whether a folder above the path hides what lower layers have in it.
+func (s *settler) belowOpaque(path string) (bool, error) {
+	for path != "" {
+		path, _ = split(path)
+		d, err := s.folder(path, false)
+		if err != nil {
+			return false, err
+		}
+		if opaque, err := isOpaque(d.fd); opaque || err != nil {
+			return opaque, pathError("getxattr", d, "", err)
+		}
+	}
+	return false, nil
 }
 
 // attributesOf reads the attributes of a file of a lower layer. What overlayfs remembers of it is not
@@ -134,7 +153,7 @@ func attributesOf(path string, follow bool) (attributes, error) {
 
 // links puts copies of lower files in the place of placeholders, and under the names that they have below.
 func (s *settler) links(ctx context.Context) error {
-	copies := make(map[string]string) // from targets to the first names of their copies
+	copies := make(map[string]string) // from targets, links resolved, to the first names of their copies
 	for _, path := range s.foreign.order {
 		p := s.foreign.names[path]
 		if p == nil {
@@ -160,11 +179,11 @@ func (s *settler) linkTo(ctx context.Context, path string, p *placeholder, copie
 	if err := unix.Unlinkat(d.fd, base, 0); err != nil {
 		return pathError("remove", d, base, err)
 	}
-	if first, ok := copies[p.target]; ok {
-		return s.linkAgain(d, base, first)
-	}
 	target, err := s.lower.resolve(p.target)
 	if err == nil {
+		if first, ok := copies[target]; ok {
+			return s.linkAgain(d, base, first)
+		}
 		err = s.copyUp(ctx, target, d, base)
 	}
 	if errors.Is(err, errNotThere) {
@@ -173,7 +192,7 @@ func (s *settler) linkTo(ctx context.Context, path string, p *placeholder, copie
 	if err != nil {
 		return err
 	}
-	copies[p.target] = path
+	copies[target] = path
 	return s.mask(target, path)
 }
 
