@@ -73,6 +73,22 @@
 // klauspost/compress need 8 MiB), and all layers of an Unpacker together at
 // [Options].Windows, so that memory does not grow with what images ask for.
 //
+// # Figures
+//
+// Growth of a process at its peak, for one layer (TestMemory): gzip 3 MB for one
+// file of 300 MB and 8 MB for 30,000 small ones, zstd 12 MB, with a window of
+// 32 MiB 37 MB; 23 MB for links or headers that try to cost the most.
+//
+// Processor time, all processes, on a tmpfs (BenchmarkUnpack; GNU tar and gzip(1) or
+// zstd(1), which compute no SHA-256 and no CRC, beside it):
+//
+//	300 MB in one file    plain 0.39 s (tar 0.25)   gzip 2.15 s (2.55)   zstd 0.74 s (0.79)
+//	48 MB in 9,400 files  plain 0.27 s (0.15)       gzip 0.63 s (0.51)   zstd 0.31 s (0.22)
+//
+// Of that, 40 % is openat2 and write, and 13 % tar headers. On ext4 creating a file
+// costs both the same, and more than all the rest. One goroutine makes the files:
+// others find the other processors busy with inflating and with other layers.
+//
 // # Invariants
 //
 //   - Memory is bounded whatever the archive: buffers, a window, 64 descriptors, and
