@@ -82,6 +82,7 @@ func TestDevices(t *testing.T) {
 		file("f", "", owner(4294967294, 2000000), mode(0o6755), attr("trusted.y", "z")),
 		entry(tar.TypeSymlink, "s", owner(5, 6), attr("trusted.y", "z"), func(h *tar.Header) { h.Linkname = "f" }),
 		dir("d", owner(3, 4), mode(0o3777)),
+		file("none", "x", mode(0)),
 	})
 	equal(t, l.tree(), []string{
 		"/ 755",
@@ -89,6 +90,7 @@ func TestDevices(t *testing.T) {
 		"c device 20600 4095:1048575",
 		"d/ 3777 owner=3:4",
 		`f 6755 "" owner=4294967294:2000000 trusted.y="z"`,
+		`none 0 "x"`,
 		`p other 10644 owner=70000:4294967294 trusted.y="z"`,
 		`s -> f owner=5:6 trusted.y="z"`,
 		"zero whiteout", // a block device 0:0 is none

@@ -35,8 +35,8 @@ func TestEntries(t *testing.T) {
 			[]string{"/ 755", "d/ 755", "d/a 644 \"hello\"", "d/empty 644 \"\"", "d/s -> ../../../etc/passwd", "h = d/a"},
 		},
 		"modes": {
-			[]*tar.Header{root(), file("suid", "", mode(0o104755)), file("none", "x", mode(0)), dir("sgid", mode(0o2775)), dir("sgid/d"), file("sgid/f", "")},
-			[]string{"/ 755", "none 0 \"x\"", "sgid/ 2775", "sgid/d/ 755", "sgid/f 644 \"\"", "suid 4755 \"\""},
+			[]*tar.Header{root(), file("suid", "", mode(0o104755)), file("little", "x", mode(0o400)), dir("sgid", mode(0o2775)), dir("sgid/d"), file("sgid/f", "")},
+			[]string{"/ 755", "little 400 \"x\"", "sgid/ 2775", "sgid/d/ 755", "sgid/f 644 \"\"", "suid 4755 \"\""},
 		},
 		"times": {
 			[]*tar.Header{root(), dir("d", modTime(time.Unix(1, 0))), file("d/f", "", modTime(time.Unix(2, 0))), symlink("d/s", "x"), file("d/old", "", modTime(time.Unix(-5, 0)))},
