@@ -22,6 +22,10 @@
 // matter. Results are written by libcni and are not synced: what a power cut takes away with them, it
 // has taken from the kernel too, and plugins delete without.
 //
+// What a kill in the middle of an ADD leaves is freed by the DEL, but for what a plugin
+// finds by the result alone, as firewall (plugins 1.9.1) does its rules: libcni has
+// one only after the last plugin of the list.
+//
 // # Invariants
 //
 //   - No lock is held while a plugin runs. Operations on one pod follow one another, as CNI asks;

@@ -317,9 +317,13 @@ func TestDetachWithoutNamespace(t *testing.T) {
 	}
 }
 
-// berth is killed at any moment of an ADD: the next one frees all that the plugins have made.
+// berth is killed at any moment of an ADD: the next one frees all that the plugins have made. Not firewall's
+// rules: it finds them by the result alone, which there is none of before the last plugin has ended.
 func TestKilledDuringRealAdd(t *testing.T) {
 	n := newNode(t, true)
+	without := strings.Replace(realConf, `"snat": true},`, `"snat": true}`, 1)
+	without = strings.Replace(without, `{"type": "firewall", "backend": "iptables"}`, "", 1)
+	n.write("10-berth.conflist", fmt.Sprintf(without, true, n.leases))
 	for i := range 12 {
 		p := n.pod(fmt.Sprintf("k%d", i))
 		p.PortMappings = []*cri.PortMapping{{Protocol: cri.Protocol_TCP, HostPort: 18080, ContainerPort: 80}}
