@@ -114,6 +114,12 @@ vet: libseccomp $(TOOLS)/done ## go vet, and checklocks for mutexes
 lint: libseccomp $(TOOLS)/done ## golangci-lint, see .golangci.yml
 	@$(TOOLS)/golangci-lint run $(PKGS)
 
+# It starts no runtime: BENCHFLAGS="-restart '…' -json FILE" and the like are in hack/bench/doc.go.
+.PHONY: bench
+bench: root ## Measure the runtime at ENDPOINT=unix:///... beside that at PEER=unix:///... (both run already)
+	@[ -n "$(ENDPOINT)" ] || { echo "say what to measure: sudo make bench ENDPOINT=unix:///... [PEER=unix:///...] [BENCHFLAGS=...]"; exit 2; }
+	@$(GO) run ./hack/bench -endpoint "$(ENDPOINT)" $(if $(PEER),-peer "$(PEER)") $(BENCHFLAGS)
+
 .PHONY: fuzz
 fuzz: libseccomp ## Run each Fuzz target for FUZZTIME
 	@$(TESTFILES) | { xargs grep -oE '^func Fuzz[A-Za-z0-9_]*' || :; } | while IFS=: read -r file target; do \

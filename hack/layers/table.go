@@ -9,7 +9,7 @@ func Table() Rules {
 		Module: "github.com/berth-cri/berth",
 		Rows:   rows(),
 		Owners: []Owner{
-			{"google.golang.org/grpc", []string{"cri", "cri/*", "cmd/berth", "hack/demo"}, "one place turns errors into codes, all others return Go errors"},
+			{"google.golang.org/grpc", []string{"cri", "cri/*", "cmd/berth", "hack/bench", "hack/demo"}, "one place turns errors into codes, all others return Go errors"},
 			{"github.com/opencontainers/runc", []string{"oci/executor", "cmd/berth-executor"}, "libcontainer lives in the executor's process only"},
 			{"go.etcd.io/bbolt", []string{"store"}, "the schema has one home"},
 			{"C", []string{"oci/executor", "oci/keeper", "cmd/berth-executor"}, "the daemon is static and pure Go"},
@@ -66,6 +66,8 @@ func rows() []Row { //nolint:funlen // one table, which would be worse in pieces
 			Package: "hack/*", Level: 7, Imports: []string{"hack/*"},
 			Why: "tools drive a node from outside, through CRI and the binaries, as a kubelet does",
 		},
+
+		{Package: "hack/bench", Level: 7, Why: "a client of CRI, as a kubelet is: it must be able to measure any runtime"},
 
 		{Package: "cri/admin", Level: 6, Imports: []string{"cri", "sandbox", "image", "image/ref", "store"}, Why: "cri has the table of codes"},
 		{
