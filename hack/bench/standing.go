@@ -184,8 +184,11 @@ func (s *session) comeback(ctx context.Context, fd, pid int) (time.Duration, err
 	began := time.Now()
 	last := errResult
 	if err := poll(ctx, pollEvery, func() (bool, error) {
-		last = s.allThere(ctx)
-		return last == nil, nil
+		err := s.allThere(ctx)
+		if ctx.Err() == nil {
+			last = err // what it waits for, not that it waits no more
+		}
+		return err == nil, nil
 	}); err != nil {
 		return 0, fmt.Errorf("wait for the pods after the restart: %w: %w", err, last)
 	}
