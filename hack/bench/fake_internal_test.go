@@ -37,6 +37,8 @@ type fakeRuntime struct {
 	mu          sync.Mutex
 	fail        string // this method fails
 	networkDown bool
+	short       bool // stats lack a pod
+	most        int  // pods at the same time
 	calls       []string
 	number      int
 	images      map[string]bool
@@ -139,6 +141,7 @@ func (f *fakeRuntime) RunPodSandbox(_ context.Context, r *cri.RunPodSandboxReque
 	f.number++
 	id := "pod" + strconv.Itoa(f.number)
 	f.state.Pods[id] = &fakePod{Logs: r.GetConfig().GetLogDirectory(), Labels: r.GetConfig().GetLabels()}
+	f.most = max(f.most, len(f.state.Pods))
 	return &cri.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
@@ -181,7 +184,11 @@ func (f *fakeRuntime) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest
 }
 
 func (f *fakeRuntime) ListPodSandboxStats(context.Context, *cri.ListPodSandboxStatsRequest) (*cri.ListPodSandboxStatsResponse, error) {
-	return &cri.ListPodSandboxStatsResponse{Stats: make([]*cri.PodSandboxStats, len(f.state.Pods))}, nil
+	n := len(f.state.Pods)
+	if f.short {
+		n--
+	}
+	return &cri.ListPodSandboxStatsResponse{Stats: make([]*cri.PodSandboxStats, n)}, nil
 }
 
 func (f *fakeRuntime) CreateContainer(_ context.Context, r *cri.CreateContainerRequest) (*cri.CreateContainerResponse, error) {
@@ -215,7 +222,15 @@ func (f *fakeRuntime) StartContainer(_ context.Context, r *cri.StartContainerReq
 		}
 		text += strings.Repeat(head+"F "+logLine+"\n", whole)
 	}
-	return &cri.StartContainerResponse{}, os.WriteFile(c.Log, []byte(text), 0o600)
+	// As a real one, it writes some time after it has started; one that is gone by then does not.
+	time.AfterFunc(20*time.Millisecond, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.state.Containers[r.GetContainerId()] == c {
+			_ = os.WriteFile(c.Log, []byte(text), 0o600) // the bench waits for it
+		}
+	})
+	return &cri.StartContainerResponse{}, nil
 }
 
 func (f *fakeRuntime) ExecSync(_ context.Context, r *cri.ExecSyncRequest) (*cri.ExecSyncResponse, error) {
@@ -229,6 +244,9 @@ func (f *fakeRuntime) StopContainer(_ context.Context, r *cri.StopContainerReque
 	c, ok := f.state.Containers[r.GetContainerId()]
 	if !ok {
 		return nil, errFake
+	}
+	if _, err := os.Stat(c.Log); err != nil {
+		return nil, fmt.Errorf("%w: a SIGTERM before it is obeyed", errFake)
 	}
 	c.State = cri.ContainerState_CONTAINER_EXITED
 	return &cri.StopContainerResponse{}, nil
@@ -266,6 +284,9 @@ func (f *fakeRuntime) ImageStatus(_ context.Context, r *cri.ImageStatusRequest) 
 }
 
 func (f *fakeRuntime) PullImage(_ context.Context, r *cri.PullImageRequest) (*cri.PullImageResponse, error) {
+	if f.images[r.GetImage().GetImage()] {
+		return nil, fmt.Errorf("%w: a pull of what is there", errFake)
+	}
 	f.images[r.GetImage().GetImage()] = true
 	return &cri.PullImageResponse{ImageRef: "1"}, nil
 }

@@ -44,6 +44,7 @@ func none(t *testing.T, cfg *config, fakes ...*fakeRuntime) {
 func TestTwoEndpointsInTurn(t *testing.T) {
 	a, b := newFake("first"), newFake("second")
 	b.torn = true
+	b.images["some/image:1"] = true
 	cfg := configFor(t, "life-host", "life-host-8", "life-cni", "life-cni-8", "exec", "memory", "lists", "pull", "logs")
 	cfg.rounds, cfg.pulls = 2, []string{"some/image:1"}
 	targets := []target{{address: a.serve(t)}, {address: b.serve(t)}}
@@ -55,6 +56,11 @@ func TestTwoEndpointsInTurn(t *testing.T) {
 		t.Errorf("failures: %+v", r.Failures)
 	}
 	none(t, cfg, a, b)
+	for _, f := range []*fakeRuntime{a, b} {
+		if f.most != cfg.lives || f.images["some/image:1"] {
+			t.Errorf("%s had %d pods at once, of %d; images %v", f.name, f.most, cfg.lives, f.images)
+		}
+	}
 
 	var got []string
 	for _, res := range r.Results {
@@ -148,6 +154,29 @@ func TestFailedPhaseIsReportedAndTheOthersGoOn(t *testing.T) {
 			t.Errorf("%s: failed are %v, measured %v, want %v and %v", test.method, failed, ok, test.failed, test.ok)
 		}
 		none(t, cfg, f)
+	}
+}
+
+func TestFailedPhaseLeavesNoPodsToTheNext(t *testing.T) {
+	f := newFake("broken")
+	f.fail = "StartContainer"
+	if _, err := runBench(t.Context(), configFor(t, "memory", "lists"), []target{{address: f.serve(t)}}, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if f.most != 1 {
+		t.Errorf("%d pods stood at once", f.most)
+	}
+}
+
+func TestShortListIsAFailure(t *testing.T) {
+	f := newFake("forgetful")
+	f.short = true
+	r, err := runBench(t.Context(), configFor(t, "lists"), []target{{address: f.serve(t)}}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Error, "1 listed of 2") {
+		t.Errorf("failures: %+v", r.Failures)
 	}
 }
 

@@ -90,8 +90,8 @@ func TestFigures(t *testing.T) {
 
 func TestWriteTable(t *testing.T) {
 	var out strings.Builder
-	writeTable(&out, [][]string{{"", "a"}, {"long", "1×", "more"}, {"x", "100"}})
-	if got, want := out.String(), "        a\nlong   1×  more\nx     100\n"; got != want {
+	writeTable(&out, [][]string{{"", "a"}, {"long", "1×", "more"}, {"x", "100"}, {"y", "", ""}})
+	if got, want := out.String(), "        a\nlong   1×  more\nx     100\ny\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -106,6 +106,9 @@ func (s *session) awaitLog(ctx context.Context, p *pod) (count logCount, end tim
 			return false, fmt.Errorf("%w: the container ended with %d", errResult, r.GetStatus().GetExitCode())
 		}
 		info, err := os.Stat(p.log)
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil // nothing was written yet
+		}
 		if err != nil || info.Size() < least || time.Since(info.ModTime()) < still {
 			return false, err
 		}
