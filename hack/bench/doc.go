@@ -23,6 +23,7 @@
 //	logs         a container writes 200 MB in lines of 100 bytes, until all are in its log file
 //
 // The whole life of a pod is the sum of what its calls took; pods per second count the time of the clock.
+// A restart is measured from the start of its command, and believed when the old daemon is dead.
 // restart is left out where no command is given that kills and starts the daemon, pull where no image is.
 //
 // # What a figure is

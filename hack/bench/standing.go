@@ -137,7 +137,8 @@ func (s *session) relist(ctx context.Context) error {
 }
 
 // restart kills the daemon by the command of the flags, which starts it again unless somebody else
-// does, and measures from the daemon's death.
+// does. It measures from the start of the command: when the daemon is seen dead, its successor may be
+// half up.
 func restart(ctx context.Context, s *session, t *sheet) error {
 	if err := s.stand(ctx); err != nil {
 		return err
@@ -159,12 +160,14 @@ func restart(ctx context.Context, s *session, t *sheet) error {
 	// The daemon that it leaves running shall outlive a Ctrl-C, and hold no pipe that Wait waits for:
 	// stdout and stderr stay nil.
 	shell.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	began := time.Now()
 	if err := shell.Start(); err != nil {
 		return err
 	}
 	done := make(chan error, 1)
 	go func() { done <- shell.Wait() }()
-	took, err := s.comeback(ctx, fd, pid)
+	err = s.comeback(ctx, fd, pid)
+	took := time.Since(began)
 	if err != nil {
 		cancel() // kills the shell, where it still runs
 		return errors.Join(err, <-done)
@@ -176,12 +179,12 @@ func restart(ctx context.Context, s *session, t *sheet) error {
 	return nil
 }
 
-// comeback waits for the end of the daemon, and returns how long after it everything is there again.
-func (s *session) comeback(ctx context.Context, fd, pid int) (time.Duration, error) {
+// comeback waits for the end of the daemon, whose answers would be no news, and then until everything is
+// there again.
+func (s *session) comeback(ctx context.Context, fd, pid int) error {
 	if err := poll(ctx, pollEvery, func() (bool, error) { return ended(fd) }); err != nil {
-		return 0, fmt.Errorf("wait for the end of the daemon, process %d: %w", pid, err)
+		return fmt.Errorf("wait for the end of the daemon, process %d: %w", pid, err)
 	}
-	began := time.Now()
 	last := errResult
 	if err := poll(ctx, pollEvery, func() (bool, error) {
 		err := s.allThere(ctx)
@@ -190,9 +193,9 @@ func (s *session) comeback(ctx context.Context, fd, pid int) (time.Duration, err
 		}
 		return err == nil, nil
 	}); err != nil {
-		return 0, fmt.Errorf("wait for the pods after the restart: %w: %w", err, last)
+		return fmt.Errorf("wait for the pods after the restart: %w: %w", err, last)
 	}
-	return time.Since(began), nil
+	return nil
 }
 
 // allThere says whether all standing pods run and the network is ready.

@@ -63,9 +63,10 @@ func medianOf[T any](items []T, field func(T) float64) float64 {
 	return median(values)
 }
 
-// ratio returns a/b, and whether there is one: nothing is a multiple of nothing, nor of less.
+// ratio returns a/b, and whether there is one: nothing is a multiple of nothing, nor of less, and what
+// has shrunk (memory may) is no multiple of anything.
 func ratio(a, b float64) (float64, bool) {
-	if b <= 0 || math.IsNaN(a) || math.IsNaN(b) {
+	if a < 0 || b <= 0 || math.IsNaN(a) || math.IsNaN(b) {
 		return 0, false
 	}
 	return a / b, true

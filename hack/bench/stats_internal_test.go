@@ -68,7 +68,7 @@ func TestRatio(t *testing.T) {
 	}{
 		{1, 4, 0.25, true},
 		{0, 4, 0, true},
-		{-2, 4, -0.5, true},
+		{-2, 4, 0, false},
 		{1, 0, 0, false},
 		{1, -4, 0, false},
 		{math.NaN(), 4, 0, false},
