@@ -211,7 +211,7 @@ func TestReplaceByBroken(t *testing.T) {
 // waitFor waits for what has no event.
 func (r *rig) waitFor(what string, is func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(2 * time.Millisecond) { //nolint:forbidigo // an execve by another process has no event
+	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(2 * time.Millisecond) { //nolint:forbidigo // what is waited for has no event
 		if time.Now().After(deadline) {
 			r.t.Fatalf("never: %s\n%s", what, r.said())
 		}

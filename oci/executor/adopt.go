@@ -30,7 +30,10 @@ const findTime = time.Second
 //
 // A record that cannot be read is left alone and told of: it never stops the
 // others from being taken over.
-func (x *Executor) adopt(held []keeper.Held) error {
+//
+// Nothing here waits for a container. What may is left to be done: requests are
+// served meanwhile, and only those for a container that is not settled wait for it.
+func (x *Executor) adopt(held []keeper.Held) (left []*takeover, err error) {
 	names := make(map[string][]int, len(held))
 	containers := make(map[string]heldContainer)
 	for _, h := range held {
@@ -41,38 +44,35 @@ func (x *Executor) adopt(held []keeper.Held) error {
 		names[h.Name] = h.FDs
 	}
 	if err := x.keeper.Put(keeper.MountNamespace, x.mnt.fd); err != nil {
-		return err
+		return nil, err
 	}
 	for _, fd := range names[keeper.MountNamespace] {
 		unix.Close(fd) // the constructor has it, as x.mnt.fd
 	}
 	if err := x.adoptPods(names); err != nil {
-		return err
+		return nil, err
 	}
-	if err := x.adoptContainers(names, containers); err != nil {
-		return err
+	if left, err = x.adoptContainers(names, containers); err != nil {
+		return nil, err
 	}
 	if err := x.openJournals(names); err != nil {
-		return err
-	}
-	for _, c := range x.all() {
-		x.resume(c)
+		return nil, err
 	}
 	if err := x.sweep(names, containers); err != nil {
-		return err
+		return nil, err
 	}
 	if fds := names[listenName]; len(fds) == 1 {
 		x.listen = fds[0]
 	} else if err := x.listenOn(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := x.holdBinary(); err != nil {
-		return err
+		return nil, err
 	}
 	for _, fd := range names[keeper.Executable] {
 		unix.Close(fd) // the one before us put it; ours is held now
 	}
-	return nil
+	return left, nil
 }
 
 // holdBinary has the keeper start the next executor from our own sealed binary.
@@ -89,10 +89,10 @@ func (x *Executor) holdBinary() error {
 }
 
 // adoptContainers makes a container of each record.
-func (x *Executor) adoptContainers(names map[string][]int, held map[string]heldContainer) error {
+func (x *Executor) adoptContainers(names map[string][]int, held map[string]heldContainer) (left []*takeover, err error) {
 	entries, err := os.ReadDir(x.files.containers())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, e := range entries {
 		id := e.Name()
@@ -126,9 +126,15 @@ func (x *Executor) adoptContainers(names map[string][]int, held map[string]heldC
 			delete(names, stdinName(id))
 		}
 		x.adoptOne(c, h)
-		x.adoptExecs(c, names)
+		t := x.takeOver(c)
+		x.adoptExecs(t, c, names)
+		if len(t.steps) > 0 {
+			left = append(left, t)
+		} else {
+			close(c.settled)
+		}
 	}
-	return nil
+	return left, nil
 }
 
 // leaveAlone keeps everything of a container whose record this executor cannot
@@ -218,60 +224,8 @@ func (x *Executor) adoptLog(c *container) {
 	klog.ErrorS(err, "log of a container that outlived both executor and keeper", "container", c.id)
 }
 
-// resume makes an adopted container go on.
-func (x *Executor) resume(c *container) {
-	err := x.resumeContainer(c)
-	if err != nil {
-		klog.ErrorS(err, "container was not taken over completely", "container", c.id)
-	}
-	for _, e := range c.execs {
-		if e.pidfd < 0 {
-			continue
-		}
-		if err := x.watchExec(e); err != nil {
-			klog.ErrorS(err, "exec was not taken over", "container", c.id, "exec", e.rec.Exec)
-		}
-	}
-}
-
-func (x *Executor) resumeContainer(c *container) error {
-	if c.state == wire.Creating {
-		klog.InfoS("an unfinished create is taken back", "container", c.id)
-		return x.destroy(c)
-	}
-	if c.exit != nil {
-		if err := c.tail.start(); err != nil {
-			return err
-		}
-		go x.afterEnd(c) // whatever of it was done before
-		return nil
-	}
-	if c.pidfd < 0 {
-		// It ended while nobody was there.
-		exit := x.gone(c.rec.Process)
-		exit.ID = c.id
-		exit.OOMKilled = x.oomKilled(c, exit)
-		if err := write(x.files.exit(c.id, ""), exit); err != nil {
-			return err
-		}
-		c.exit, c.state = exit, wire.Exited
-		close(c.exited)
-		if err := c.tail.start(); err != nil {
-			return err
-		}
-		go x.afterEnd(c)
-		return nil
-	}
-	if c.held == "" {
-		if err := c.tail.hold(func(log int) error { return x.hold(c, log) }); err != nil {
-			return err
-		}
-	}
-	return x.watch(c)
-}
-
-// adoptExecs takes over the exec'd processes of c.
-func (x *Executor) adoptExecs(c *container, names map[string][]int) {
+// adoptExecs takes over the exec'd processes of c, and adds to t what of it is left.
+func (x *Executor) adoptExecs(t *takeover, c *container, names map[string][]int) {
 	entries, err := os.ReadDir(x.files.execs(c.id))
 	if err != nil {
 		return // none was ever run
@@ -295,9 +249,8 @@ func (x *Executor) adoptExecs(c *container, names map[string][]int) {
 		if e.rec.Process.PID == 0 {
 			// It was being made. Its caller has been told nothing but the end of the
 			// connection, and its pipes have ended with the caller's wish.
-			if err := x.dropExec(e); err != nil {
-				klog.ErrorS(err, "remains of an exec", "container", c.id, "exec", name)
-			}
+			t.slow = true
+			t.add(func() error { return x.dropExec(e) })
 			continue
 		}
 		c.execs[name] = e
@@ -307,31 +260,16 @@ func (x *Executor) adoptExecs(c *container, names map[string][]int) {
 			close(e.exited)
 		}
 		if fds := names[execName(e.rec)]; len(fds) == 1 {
-			e.pidfd = fds[0]
+			e.pidfd, e.held = fds[0], true
 			delete(names, execName(e.rec))
 		} else if e.exit == nil {
-			x.findExec(e)
+			// The keeper held nothing of it.
+			if e.pidfd, err = sameProcess(e.rec.Process.PID, e.rec.Process.Start); err != nil {
+				e.pidfd = -1
+			}
 		}
+		x.takeOverExec(t, e)
 	}
-}
-
-// findExec finds an exec'd process of which the keeper held nothing.
-func (x *Executor) findExec(e *execProc) {
-	pidfd, err := sameProcess(e.rec.Process.PID, e.rec.Process.Start)
-	if err == nil {
-		e.pidfd = pidfd
-		if err := x.keeper.Put(execName(e.rec), pidfd); err != nil {
-			klog.ErrorS(err, "exec is not held by the keeper", "container", e.c.id, "exec", e.rec.Exec)
-		}
-		return
-	}
-	exit := x.gone(e.rec.Process)
-	exit.ID, exit.Exec = e.c.id, e.rec.Exec
-	if err := write(x.files.exit(e.c.id, e.rec.Exec), exit); err != nil {
-		klog.ErrorS(err, "exit of an exec", "container", e.c.id, "exec", e.rec.Exec)
-	}
-	e.exit = exit
-	close(e.exited)
 }
 
 // openJournals opens the pump's journals, and has completed what they were at. Some

@@ -140,7 +140,7 @@ func (k *sink) gone() bool {
 // attach copies between a container's streams and the descriptors of m until the
 // container's output ends, the client is gone, or ctx ends.
 func (x *Executor) attach(ctx context.Context, req *wire.Attach, m *wire.Message) (wire.AttachReply, error) {
-	c, err := x.find(req.ID)
+	c, err := x.find(ctx, req.ID)
 	if err != nil {
 		return wire.AttachReply{}, err
 	}
@@ -386,8 +386,8 @@ func (c *container) openInput() (*sink, error) {
 // The keeper's duplicate goes first, since the end comes only when nobody holds
 // it; a keeper that does not answer is as good as dead and is replaced. Then go
 // ours, those of attached clients among them.
-func (x *Executor) closeStdin(id string) error {
-	c, err := x.find(id)
+func (x *Executor) closeStdin(ctx context.Context, id string) error {
+	c, err := x.find(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -410,12 +410,15 @@ func (x *Executor) endStdin(c *container) error {
 			return err
 		}
 	}
+	c.keep.Lock()
 	if err := x.keeper.Delete(stdinName(c.id)); err != nil {
+		c.keep.Unlock()
 		return err
 	}
 	c.mu.Lock()
 	fd, c.stdin = c.stdin, -1
 	c.mu.Unlock()
+	c.keep.Unlock()
 	for _, k := range c.tail.inputs() {
 		k.f.Close()
 	}
@@ -448,8 +451,8 @@ func (x *Executor) endOutput(c *container) error {
 }
 
 // resize sets the size of a container's terminal.
-func (x *Executor) resize(req *wire.Resize) error {
-	c, err := x.find(req.ID)
+func (x *Executor) resize(ctx context.Context, req *wire.Resize) error {
+	c, err := x.find(ctx, req.ID)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@
 package executor
 
 import (
+	"context"
+	"fmt"
 	"sync"
 
 	"github.com/berth-cri/berth/oci/wire"
@@ -18,6 +20,9 @@ type container struct {
 	// must never wait for them (signal, kill all, exits, logs) does not take it.
 	op sync.Mutex
 
+	keep  sync.Mutex // held over what the keeper is told of this container, until it has answered
+	letGo bool       // +checklocks:keep the keeper was told to hold it no more
+
 	mu    sync.Mutex
 	rec   record               // +checklocks:mu
 	state wire.State           // +checklocks:mu
@@ -30,6 +35,8 @@ type container struct {
 	acked bool                 // +checklocks:mu the exit was acknowledged
 	execs map[string]*execProc // +checklocks:mu
 
+	settled chan struct{} // closed when it was made by this executor, or taken over as far as that can be done at once
+
 	made   chan struct{} // closed when create has come to its end, whichever
 	tail   *tail         // set once, before the container is seen by others
 	exited chan struct{} // closed when exit is set
@@ -40,6 +47,10 @@ type container struct {
 type execProc struct {
 	c   *container
 	rec execRecord // not changed once the process runs
+
+	keep  sync.Mutex // held over what the keeper is told of it, until it has answered
+	held  bool       // +checklocks:keep
+	letGo bool       // +checklocks:keep the keeper was told to hold it no more
 
 	mu    sync.Mutex
 	pidfd int        // +checklocks:mu -1: not yet, or waited for
@@ -52,7 +63,7 @@ type execProc struct {
 func newContainer(id string) *container {
 	return &container{
 		id: id, state: wire.Creating, pidfd: -1, stdin: -1, out: [2]int{-1, -1},
-		made: make(chan struct{}), execs: make(map[string]*execProc), exited: make(chan struct{}), over: make(chan struct{}),
+		settled: make(chan struct{}), made: make(chan struct{}), execs: make(map[string]*execProc), exited: make(chan struct{}), over: make(chan struct{}),
 	}
 }
 
@@ -65,15 +76,41 @@ func (c *container) snapshot() wire.Container {
 	}
 }
 
-// find returns the container id.
-func (x *Executor) find(id string) (*container, error) {
+// find returns the container id. One that was taken over, and for which there is
+// still something to be done, is waited for: others are not.
+func (x *Executor) find(ctx context.Context, id string) (*container, error) {
+	for {
+		x.mu.Lock()
+		c := x.containers[id]
+		x.mu.Unlock()
+		if c == nil {
+			return nil, notFound("container", id)
+		}
+		if c.isSettled() {
+			return c, nil
+		}
+		select {
+		case <-c.settled: // and it may be gone
+		case <-ctx.Done():
+			return nil, fmt.Errorf("container %s is being taken over: %w", id, ctx.Err())
+		}
+	}
+}
+
+func (c *container) isSettled() bool {
+	select {
+	case <-c.settled:
+		return true
+	default:
+		return false
+	}
+}
+
+// isKnown says whether c has not been deleted. Another may have its id.
+func (x *Executor) isKnown(c *container) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	c := x.containers[id]
-	if c == nil {
-		return nil, notFound("container", id)
-	}
-	return c, nil
+	return x.containers[c.id] == c
 }
 
 // all returns the containers, in no order.

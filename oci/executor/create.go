@@ -4,6 +4,7 @@
 package executor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -43,7 +44,7 @@ func checkID(id string) error {
 //
 // Its record is written before anything else. Whatever happens after, here or in
 // the next executor, destroy takes back.
-func (x *Executor) create(req *wire.Create) (wire.Created, error) {
+func (x *Executor) create(ctx context.Context, req *wire.Create) (wire.Created, error) {
 	if err := checkID(req.ID); err != nil {
 		return wire.Created{}, err
 	}
@@ -63,6 +64,10 @@ func (x *Executor) create(req *wire.Create) (wire.Created, error) {
 		Stdin: req.Stdin, StdinOnce: req.StdinOnce, OwnRoot: req.Rootfs.Bind == "",
 	}
 	c.tail = newTail(x.pump, c.id, x.files.in(c.id, "tail"), req.LogMax)
+	close(c.settled)
+	if _, err := x.find(ctx, c.id); err != nil && ctx.Err() != nil {
+		return wire.Created{}, err // one of an executor that has died is on its way out
+	}
 	c.op.Lock()
 	defer c.op.Unlock()
 	defer close(c.made)
@@ -74,7 +79,7 @@ func (x *Executor) create(req *wire.Create) (wire.Created, error) {
 	x.containers[c.id] = c
 	x.mu.Unlock()
 
-	if err := x.build(c, req); err != nil {
+	if err := x.build(ctx, c, req); err != nil {
 		return wire.Created{}, joinUndo(err, x.destroy(c))
 	}
 	return c.rec.Process, nil
@@ -89,14 +94,14 @@ func joinUndo(err, undo error) error {
 }
 
 // build does the work of create, in the order in which destroy undoes it.
-func (x *Executor) build(c *container, req *wire.Create) error {
+func (x *Executor) build(ctx context.Context, c *container, req *wire.Create) error {
 	if err := os.Mkdir(x.files.container(c.id), 0o700); err != nil {
 		return err
 	}
 	if err := write(x.files.in(c.id, "record"), c.rec); err != nil {
 		return err
 	}
-	config, giveBack, err := x.config(c, req)
+	config, giveBack, err := x.config(ctx, c, req)
 	defer func() {
 		for _, fn := range giveBack {
 			if err := fn(); err != nil {
@@ -127,7 +132,7 @@ func (x *Executor) build(c *container, req *wire.Create) error {
 
 // config makes libcontainer's configuration from the request. The returned
 // functions are to be called once the container has pivoted, or never will.
-func (x *Executor) config(c *container, req *wire.Create) (config *configs.Config, giveBack []func() error, err error) {
+func (x *Executor) config(ctx context.Context, c *container, req *wire.Create) (config *configs.Config, giveBack []func() error, err error) {
 	spec := req.Spec
 	root := req.Rootfs.Bind
 	if root == "" {
@@ -145,7 +150,7 @@ func (x *Executor) config(c *container, req *wire.Create) (config *configs.Confi
 		spec.Root = &specs.Root{}
 	}
 	spec.Root.Path = root
-	if err := x.fillNamespaces(c, spec); err != nil {
+	if err := x.fillNamespaces(ctx, c, spec); err != nil {
 		return nil, giveBack, err
 	}
 	for i := range spec.Mounts {
@@ -183,7 +188,7 @@ func (x *Executor) config(c *container, req *wire.Create) (config *configs.Confi
 
 // fillNamespaces replaces the placeholders by paths. They go through our own
 // descriptors, which name the namespace itself and not whoever now has its path.
-func (x *Executor) fillNamespaces(c *container, spec *specs.Spec) error {
+func (x *Executor) fillNamespaces(ctx context.Context, c *container, spec *specs.Spec) error {
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]
 		kind := nsName(ns.Type)
@@ -199,7 +204,7 @@ func (x *Executor) fillNamespaces(c *container, spec *specs.Spec) error {
 			}
 			ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
 		case strings.HasPrefix(ns.Path, wire.FromContainer):
-			other, err := x.find(strings.TrimPrefix(ns.Path, wire.FromContainer))
+			other, err := x.find(ctx, strings.TrimPrefix(ns.Path, wire.FromContainer))
 			if err != nil {
 				return err
 			}
@@ -300,14 +305,22 @@ func (x *Executor) register(c *container, pid int, io *stdio) error {
 
 // watch begins to listen to a container's pidfd and streams.
 func (x *Executor) watch(c *container) error {
-	c.mu.Lock()
-	token, err := x.poller.watch(c.pidfd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go x.ended(c) })
-	c.token = token
-	c.mu.Unlock()
-	if err != nil {
+	if err := x.watchProcess(c); err != nil {
 		return err
 	}
 	return c.tail.start()
+}
+
+// watchProcess begins to listen to a container's pidfd. Again is no error.
+func (x *Executor) watchProcess(c *container) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pidfd < 0 || c.token != 0 {
+		return nil
+	}
+	token, err := x.poller.watch(c.pidfd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go x.ended(c) })
+	c.token = token
+	return err
 }
 
 // killChild ends and reaps a child that could not be registered.
@@ -320,13 +333,16 @@ func killChild(pid int) error {
 }
 
 // start lets the container's own program run.
-func (x *Executor) start(id string) error {
-	c, err := x.find(id)
+func (x *Executor) start(ctx context.Context, id string) error {
+	c, err := x.find(ctx, id)
 	if err != nil {
 		return err
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	if !x.isKnown(c) {
+		return notFound("container", id) // deleted meanwhile, and another may have its id
+	}
 	c.mu.Lock()
 	state := c.state
 	c.mu.Unlock()

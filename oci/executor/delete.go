@@ -19,12 +19,15 @@ import (
 
 // delete forgets a container that has ended or was never started. One that is
 // not there is no error.
-func (x *Executor) delete(id string) error {
+func (x *Executor) delete(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	c, err := x.find(id)
-	if err != nil {
+	c, err := x.find(ctx, id)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return err
+	case err != nil:
 		return nil //nolint:nilerr // again
 	}
 	c.mu.Lock()
@@ -33,14 +36,17 @@ func (x *Executor) delete(id string) error {
 	if creating {
 		// Whoever waited for it has given up. A create that hangs, because what it mounts
 		// is on a dead file system, holds op until its process ends.
-		ctx, cancel := context.WithTimeout(context.Background(), killTime)
+		kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTime)
 		defer cancel()
-		if err := x.killGroup(ctx, c); err != nil {
+		if err := x.killGroup(kctx, c); err != nil {
 			return err
 		}
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	if !x.isKnown(c) {
+		return nil // another delete was quicker, and another container may have the id
+	}
 	c.mu.Lock()
 	state := c.state
 	c.mu.Unlock()
@@ -94,7 +100,9 @@ func (x *Executor) destroy(c *container) error {
 		return err
 	}
 	x.mu.Lock()
-	delete(x.containers, c.id)
+	if x.containers[c.id] == c {
+		delete(x.containers, c.id)
+	}
 	x.mu.Unlock()
 	return x.oomEnd(c)
 }

@@ -35,6 +35,9 @@
 //   - A file system that does not answer costs a thread for each of the few visits
 //     that hang in it (pump.go), and delays only what is on it: neither other logs,
 //     nor the exit, the kill or the delete of a container whose log is there.
+//   - A takeover waits for no container before it serves, and for a log that it has
+//     to look for no more than findTime. What fails of it for one container is tried
+//     again until it is done; its process is watched before all else.
 //   - wait4(-1) is never called: libcontainer waits for children of its own.
 //   - A descriptor that the keeper holds stays open here, under its number, until
 //     the keeper has let go of it (see keeper.Client.Become).
@@ -42,16 +45,20 @@
 // # Locks
 //
 // In this order: container.op, then the turn of a tail with tail.io, then
-// tail.telling, then Executor.mu or container.mu, then execProc.mu, then tail.mu,
-// then watcher.mu, sink.mu, pump.mu or poller.mu.
+// tail.telling, then container.keep or execProc.keep, then Executor.mu or
+// container.mu, then execProc.mu, then tail.mu, then watcher.mu, sink.mu, pump.mu or
+// poller.mu.
 //
-// Three are held over what may take long:
+// Four are held over what may take long:
 //
 //	container.op   create, start, update, delete. Nobody takes it to signal, kill, log,
 //	               or note an end; what is left of a log that hung takes it at its end.
 //	a tail's turn  over writes to the log, and the waiting for a journal. It is waited
 //	               for with a deadline, or by a goroutine that nobody waits for.
-//	tail.telling   until the keeper has answered which descriptors it holds.
+//	tail.telling   until the keeper has answered which descriptors of a log it holds.
+//	keep           of a container or an exec'd process, until the keeper has answered
+//	               that it holds it, or holds it no more. Nobody takes it to signal,
+//	               kill, log, or tell of an end.
 //
 // So a journal is taken by one who has the turn of its container, and no other
 // lock; and whoever has a journal waits for nobody but the log's file system.

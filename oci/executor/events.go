@@ -87,9 +87,12 @@ func (x *Executor) events(ctx context.Context, send func(*wire.Exit) error) erro
 
 // ack forgets an exit. For an exec'd process that is all there is to forget; a
 // container stays until it is deleted. An unknown one is no error.
-func (x *Executor) ack(a *wire.Ack) error {
-	c, err := x.find(a.ID)
-	if err != nil {
+func (x *Executor) ack(ctx context.Context, a *wire.Ack) error {
+	c, err := x.find(ctx, a.ID)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return err
+	case err != nil:
 		return nil //nolint:nilerr // deleted: nothing will be told again
 	}
 	if a.Exec == "" {

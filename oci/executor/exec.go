@@ -32,14 +32,14 @@ const (
 // exec runs one more process in a container. It holds no lock while libcontainer
 // works: one that hangs, because its working directory is on a dead mount, delays
 // nothing else.
-func (x *Executor) exec(req *wire.Exec, m *wire.Message) (wire.Created, error) {
+func (x *Executor) exec(ctx context.Context, req *wire.Exec, m *wire.Message) (wire.Created, error) {
 	if err := checkID(req.Exec); err != nil {
 		return wire.Created{}, err
 	}
 	if req.Process == nil {
 		return wire.Created{}, invalid("exec in %s: no process", req.ID)
 	}
-	c, err := x.find(req.ID)
+	c, err := x.find(ctx, req.ID)
 	if err != nil {
 		return wire.Created{}, err
 	}
@@ -195,7 +195,7 @@ func (x *Executor) registerExec(e *execProc, process *libcontainer.Process) erro
 	e.mu.Unlock()
 	// In this order: a record with a process says that the keeper knows whose exit to
 	// write down, should we die. Before it is there the next executor takes the exec back.
-	err = x.keeper.Put(execName(e.rec), pidfd)
+	err = x.holdExec(e)
 	if err == nil {
 		err = write(x.files.exec(e.c.id, e.rec.Exec), e.rec)
 	}
@@ -217,6 +217,9 @@ func (x *Executor) registerExec(e *execProc, process *libcontainer.Process) erro
 func (x *Executor) watchExec(e *execProc) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.pidfd < 0 || e.token != 0 {
+		return nil // dealt with, or done before
+	}
 	token, err := x.poller.watch(e.pidfd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go x.execEnded(e) })
 	e.token = token
 	return err
@@ -265,7 +268,11 @@ func (x *Executor) removeSub(e *execProc) {
 
 // closeExec lets go of an exec'd process's pidfd, here and in the keeper.
 func (x *Executor) closeExec(e *execProc) {
-	if err := x.keeper.Delete(execName(e.rec)); err != nil {
+	e.keep.Lock()
+	e.letGo = true
+	err := x.keeper.Delete(execName(e.rec))
+	e.keep.Unlock()
+	if err != nil {
 		klog.ErrorS(err, "keeper still holds an exec that has ended", "container", e.c.id, "exec", e.rec.Exec)
 		return
 	}
@@ -322,7 +329,7 @@ func (e *execProc) sub() (cgroup.Sub, error) {
 // execKill ends an exec'd process, with all it has started if it has a cgroup of
 // its own, and returns once it has been reaped. One that has ended is no error.
 func (x *Executor) execKill(ctx context.Context, t *wire.ExecTarget) error {
-	c, err := x.find(t.ID)
+	c, err := x.find(ctx, t.ID)
 	if err != nil {
 		return err
 	}

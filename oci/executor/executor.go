@@ -75,7 +75,8 @@ func Run(cfg Config) error {
 		return err
 	}
 	go x.mindKeeper() // first: a keeper may die while we take over, and to end then would leave nobody
-	if err := x.adopt(held); err != nil {
+	left, err := x.adopt(held)
+	if err != nil {
 		return err
 	}
 	klog.InfoS("executor serves", "pid", os.Getpid(), "build", x.version, "containers", len(x.containers), "took", time.Since(x.began))
@@ -85,6 +86,7 @@ func Run(cfg Config) error {
 			os.Exit(1) // the keeper starts the next
 		}
 	}()
+	x.settleAll(left)
 	return x.serve()
 }
 

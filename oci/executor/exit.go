@@ -132,12 +132,16 @@ func waitAtMost(done <-chan struct{}, d time.Duration) bool {
 // that cannot be written leaves the zombie, which is then the only copy; one whose
 // folder is gone is of a container that was deleted, and nobody will ask.
 func (x *Executor) settle(path string, pidfd int, process wire.Created, exit *wire.Exit) {
+	told := false
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := write(path, exit)
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			break
 		}
-		klog.ErrorS(err, "exit file cannot be written; the process stays a zombie until it can", "path", path)
+		if !told {
+			klog.ErrorS(err, "exit file cannot be written; the process stays a zombie until it can", "path", path)
+		}
+		told = true
 		time.Sleep(wait) //nolint:forbidigo // there is no event for a tmpfs that has room again
 	}
 	if err := reap(pidfd); err != nil && !errors.Is(err, unix.ECHILD) {

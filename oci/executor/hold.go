@@ -59,6 +59,16 @@ func untilReplaced(err error) error {
 // A descriptor in the list stays open until release, whatever became of it: the
 // keeper's own death is survived by handing on these very numbers.
 func (x *Executor) hold(c *container, log int) error {
+	c.keep.Lock()
+	defer c.keep.Unlock()
+	if c.letGo {
+		return nil // it has ended, and all of this was closed
+	}
+	return x.holdLocked(c, log)
+}
+
+// +checklocks:c.keep
+func (x *Executor) holdLocked(c *container, log int) error {
 	c.mu.Lock()
 	kinds, fds := []byte{kindPidfd}, []int{c.pidfd}
 	for _, h := range []struct {
@@ -69,27 +79,42 @@ func (x *Executor) hold(c *container, log int) error {
 			kinds, fds = append(kinds, h.kind), append(fds, h.fd)
 		}
 	}
-	c.held = "c/" + c.id + "/" + string(kinds) + "/" + key(c.rec.Process)
-	name := c.held
+	name, before := "c/"+c.id+"/"+string(kinds)+"/"+key(c.rec.Process), c.held
 	c.mu.Unlock()
-	return x.keeper.Put(name, fds...)
+	if err := x.keeper.Put(name, fds...); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.held = name // not before the keeper has agreed: what is not held is not let go of, either
+	c.mu.Unlock()
+	if before != "" && before != name {
+		return x.keeper.Delete(before)
+	}
+	return nil
 }
 
 // release has the keeper let go of a container. Again is no error.
 func (x *Executor) release(c *container) error {
+	c.keep.Lock()
+	defer c.keep.Unlock()
 	c.mu.Lock()
 	held, hasStdin := c.held, c.stdin >= 0
-	c.held = ""
 	c.mu.Unlock()
 	if hasStdin {
 		if err := x.keeper.Delete(stdinName(c.id)); err != nil {
 			return err
 		}
 	}
-	if held == "" {
-		return nil
+	if held != "" {
+		if err := x.keeper.Delete(held); err != nil {
+			return err
+		}
 	}
-	return x.keeper.Delete(held)
+	c.letGo = true
+	c.mu.Lock()
+	c.held = ""
+	c.mu.Unlock()
+	return nil
 }
 
 // heldContainer is what the keeper held for one container.

@@ -4,6 +4,7 @@
 package executor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -153,9 +154,20 @@ var namespaceKinds = [...]string{"ipc", "uts", "net", "user"} //nolint:gocheckno
 
 // podDelete lets go of a pod. One that is not there is no error; one that still
 // has containers is.
-func (x *Executor) podDelete(id string) error {
+func (x *Executor) podDelete(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
+	}
+	for _, c := range x.all() {
+		c.mu.Lock()
+		of := c.rec.Pod
+		c.mu.Unlock()
+		if of != id {
+			continue
+		}
+		if _, err := x.find(ctx, c.id); err != nil && ctx.Err() != nil { // it may be on its way out
+			return err
+		}
 	}
 	p, err := x.takePod(id)
 	if err != nil {

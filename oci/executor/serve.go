@@ -248,39 +248,39 @@ func (v *conversation) dispatch(ctx context.Context, m *wire.Message) (any, erro
 	case wire.OpPodCreate:
 		return call(m, func(r *wire.PodCreate) (any, error) { return none(x.podCreate(r, m)) })
 	case wire.OpPodDelete:
-		return call(m, func(r *wire.Target) (any, error) { return none(x.podDelete(r.ID)) })
+		return call(m, func(r *wire.Target) (any, error) { return none(x.podDelete(ctx, r.ID)) })
 	case wire.OpCreate:
-		return call(m, func(r *wire.Create) (any, error) { return x.create(r) })
+		return call(m, func(r *wire.Create) (any, error) { return x.create(ctx, r) })
 	case wire.OpStart:
-		return call(m, func(r *wire.Target) (any, error) { return none(x.start(r.ID)) })
+		return call(m, func(r *wire.Target) (any, error) { return none(x.start(ctx, r.ID)) })
 	case wire.OpSignal:
-		return call(m, func(r *wire.Signal) (any, error) { return none(x.signal(r.ID, r.Signal)) })
+		return call(m, func(r *wire.Signal) (any, error) { return none(x.signal(ctx, r.ID, r.Signal)) })
 	case wire.OpKillAll:
 		return call(m, func(r *wire.Target) (any, error) { return none(x.killAll(ctx, r.ID)) })
 	case wire.OpDelete:
-		return call(m, func(r *wire.Target) (any, error) { return none(x.delete(r.ID)) })
+		return call(m, func(r *wire.Target) (any, error) { return none(x.delete(ctx, r.ID)) })
 	case wire.OpUpdate:
-		return call(m, func(r *wire.Update) (any, error) { return none(x.update(r)) })
+		return call(m, func(r *wire.Update) (any, error) { return none(x.update(ctx, r)) })
 	case wire.OpExec:
-		return call(m, func(r *wire.Exec) (any, error) { return x.exec(r, m) })
+		return call(m, func(r *wire.Exec) (any, error) { return x.exec(ctx, r, m) })
 	case wire.OpExecKill:
 		return call(m, func(r *wire.ExecTarget) (any, error) { return none(x.execKill(ctx, r)) })
 	case wire.OpAttach:
 		return call(m, func(r *wire.Attach) (any, error) { return x.attach(ctx, r, m) })
 	case wire.OpResize:
-		return call(m, func(r *wire.Resize) (any, error) { return none(x.resize(r)) })
+		return call(m, func(r *wire.Resize) (any, error) { return none(x.resize(ctx, r)) })
 	case wire.OpCloseIn:
-		return call(m, func(r *wire.Target) (any, error) { return none(x.closeStdin(r.ID)) })
+		return call(m, func(r *wire.Target) (any, error) { return none(x.closeStdin(ctx, r.ID)) })
 	case wire.OpReopenLog:
-		return call(m, func(r *wire.Target) (any, error) { return none(x.reopenLog(r.ID)) })
+		return call(m, func(r *wire.Target) (any, error) { return none(x.reopenLog(ctx, r.ID)) })
 	case wire.OpStats:
-		return call(m, func(r *wire.Targets) (any, error) { return x.stats(r) })
+		return call(m, func(r *wire.Targets) (any, error) { return x.stats(ctx, r) })
 	case wire.OpObserve:
 		return x.observe(), nil
 	case wire.OpEvents:
 		return none(x.events(ctx, func(e *wire.Exit) error { return v.event(m, e) }))
 	case wire.OpAck:
-		return call(m, func(r *wire.Ack) (any, error) { return none(x.ack(r)) })
+		return call(m, func(r *wire.Ack) (any, error) { return none(x.ack(ctx, r)) })
 	case wire.OpReplace:
 		return call(m, func(r *wire.Replace) (any, error) { return none(x.replace(r)) })
 	case wire.OpReport:
@@ -309,7 +309,11 @@ func (x *Executor) observe() wire.Observed {
 	}
 	x.mu.Unlock()
 	for _, c := range x.all() {
-		o.Containers = append(o.Containers, c.snapshot())
+		now := c.snapshot()
+		if now.State == wire.Creating && !c.isSettled() {
+			continue // of an executor that has died, and being taken back
+		}
+		o.Containers = append(o.Containers, now)
 		c.mu.Lock()
 		for _, e := range c.execs {
 			e.mu.Lock()

@@ -17,25 +17,29 @@ import (
 // signal sends a signal to a container's first process, by pidfd: it cannot reach
 // another process, and it waits for no lock that is held over any work. To a
 // container that has ended it is no error.
-func (x *Executor) signal(id string, signal int) error {
+func (x *Executor) signal(ctx context.Context, id string, signal int) error {
 	if signal < 0 || signal > 64 {
 		return invalid("signal %d: want 0 to 64", signal)
 	}
-	c, err := x.find(id)
+	c, err := x.find(ctx, id)
 	if err != nil {
 		return err
 	}
+	return c.signal(signal)
+}
+
+func (c *container) signal(signal int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.pidfd < 0 {
 		if c.state == wire.Creating {
-			return badState(id, c.state, "it has no process yet")
+			return badState(c.id, c.state, "it has no process yet")
 		}
 		return nil
 	}
-	err = unix.PidfdSendSignal(c.pidfd, unix.Signal(signal), nil, 0)
+	err := unix.PidfdSendSignal(c.pidfd, unix.Signal(signal), nil, 0)
 	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("signal %d to %s: %w", signal, id, err)
+		return fmt.Errorf("signal %d to %s: %w", signal, c.id, err)
 	}
 	return nil
 }
@@ -43,17 +47,17 @@ func (x *Executor) signal(id string, signal int) error {
 // killAll kills every process of a container and returns once none is left. A
 // create that is under way is ended by it, too.
 func (x *Executor) killAll(ctx context.Context, id string) error {
-	c, err := x.find(id)
+	c, err := x.find(ctx, id)
 	if err != nil {
 		return err
 	}
 	if err := x.killInit(ctx, c); err != nil {
 		return err
 	}
-	if _, err := x.find(id); err != nil {
-		return nil //nolint:nilerr // its create failed of this, and was taken back
+	if !x.isKnown(c) {
+		return nil // its create failed of this, and was taken back
 	}
-	if err := x.signal(id, int(unix.SIGKILL)); err != nil {
+	if err := c.signal(int(unix.SIGKILL)); err != nil {
 		return err
 	}
 	if err := x.killGroup(ctx, c); err != nil {

@@ -138,12 +138,13 @@ func (t *tail) open(in [2]int, log opened, held bool) {
 	t.log, t.shown, t.file, t.off = log.fd, log.fd, log.file, log.size
 }
 
-// start watches the streams. The descriptors stay the tail's.
+// start watches the streams. The descriptors stay the tail's. Again is no error:
+// what could not be watched the last time is now.
 func (t *tail) start() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for s := range t.in {
-		if t.in[s] < 0 {
+		if t.in[s] < 0 || t.token[s] != 0 {
 			continue
 		}
 		token, err := t.p.poller.watch(t.in[s], unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go t.visit(s) })

@@ -4,6 +4,7 @@
 package executor
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,16 +20,19 @@ import (
 
 // update changes a container's resources, all of them or none: libcontainer sets
 // the old ones again where one of the new is refused.
-func (x *Executor) update(req *wire.Update) error {
+func (x *Executor) update(ctx context.Context, req *wire.Update) error {
 	if req.Resources == nil {
 		return invalid("container %s: no resources", req.ID)
 	}
-	c, err := x.find(req.ID)
+	c, err := x.find(ctx, req.ID)
 	if err != nil {
 		return err
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	if !x.isKnown(c) {
+		return notFound("container", c.id) // deleted meanwhile, and another may have its id
+	}
 	c.mu.Lock()
 	state, rec := c.state, c.rec
 	c.mu.Unlock()
@@ -57,13 +61,13 @@ func (x *Executor) update(req *wire.Update) error {
 }
 
 // stats reads what containers use. One that has gone in the meantime is left out.
-func (x *Executor) stats(t *wire.Targets) (wire.StatsReply, error) {
+func (x *Executor) stats(ctx context.Context, t *wire.Targets) (wire.StatsReply, error) {
 	var list []*container
 	if len(t.IDs) == 0 {
 		list = x.all()
 	}
 	for _, id := range t.IDs {
-		c, err := x.find(id)
+		c, err := x.find(ctx, id)
 		if err != nil {
 			return nil, err
 		}
@@ -91,8 +95,8 @@ func (x *Executor) stats(t *wire.Targets) (wire.StatsReply, error) {
 
 // reopenLog makes a container's log go on in a new file, after the kubelet has
 // renamed the old one.
-func (x *Executor) reopenLog(id string) error {
-	c, err := x.find(id)
+func (x *Executor) reopenLog(ctx context.Context, id string) error {
+	c, err := x.find(ctx, id)
 	if err != nil {
 		return err
 	}
