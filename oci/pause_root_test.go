@@ -8,8 +8,12 @@ package oci_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -237,4 +241,135 @@ func TestSharedPIDSurvivesBoth(t *testing.T) {
 			t.Errorf("%s: exit %+v, want code %d", id, e, code)
 		}
 	}
+}
+
+// TestPauseDies: the end of a pause process is noted, also for the next executor,
+// and the pod can be made again once its containers are gone.
+func TestPauseDies(t *testing.T) {
+	r := newRig(t)
+	r.sharedPod("pod")
+	r.sharedPod("other")
+	r.container("a", nil, inSharedPID("pod"))
+	kill(t, r.pausePID("pod"))
+	if e := r.wait("a"); e.Signal != int(unix.SIGKILL) {
+		t.Errorf("exit of a container without its namespace's first process = %+v", e)
+	}
+	r.waitFor("the end of the pause process is told", func() bool { return len(r.pausesEnded()) == 1 })
+	before := r.pausesEnded()[0]
+	if before.ID != "pod" || before.Signal != int(unix.SIGKILL) || before.Lost {
+		t.Errorf("told is %+v", before)
+	}
+	_, err := r.Create(t.Context(), r.request("b", nil, inSharedPID("pod")))
+	wantCode(t, err, wire.BadState)
+	if err == nil || !strings.Contains(err.Error(), "pause") {
+		t.Errorf("a create in such a pod: %v", err)
+	}
+	r.restart(killExecutor)
+	if now := r.pausesEnded(); len(now) != 1 || !now[0].At.Equal(before.At) || now[0].Code != before.Code {
+		t.Errorf("told after a takeover is %+v, before it was %+v", now, before)
+	}
+	again := wire.PodCreate{ID: "pod", SharePID: true, PauseCgroup: "/" + r.name + "/pause-pod"}
+	wantCode(t, r.PodCreate(t.Context(), again, nil), wire.BadState) // a is still here
+	if err := r.Delete(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	r.sharedPod("pod")
+	if now := r.pausesEnded(); len(now) != 0 {
+		t.Errorf("told after the pod was made again: %+v", now)
+	}
+	r.runs("c", 7, []string{"exit", "7"}, inSharedPID("pod"))
+}
+
+// TestPauseDiesUnseen: also where it ends while keeper and executor cannot see it.
+func TestPauseDiesUnseen(t *testing.T) {
+	r := newRig(t)
+	r.sharedPod("pod")
+	pause, executor := r.pausePID("pod"), r.executorPID()
+	if err := unix.Kill(executor, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, pause)
+	kill(t, executor)
+	r.nextExecutor()
+	ended := r.pausesEnded()
+	if len(ended) != 1 || ended[0].ID != "pod" {
+		t.Fatalf("told is %+v", ended)
+	}
+	r.sharedPod("pod")
+	r.runs("c", 7, []string{"exit", "7"}, inSharedPID("pod"))
+}
+
+func (r *rig) pausesEnded() []wire.Exit {
+	r.t.Helper()
+	o, err := r.Observe(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return o.PausesEnded
+}
+
+// TestPodDeleteThatFails: a pod is known until all of it is gone, so that the next
+// try takes back what the first could not.
+func TestPodDeleteThatFails(t *testing.T) {
+	for name, between := range map[string]func(r *rig){
+		"at once":          func(*rig) {},
+		"after a takeover": func(r *rig) { r.restart(killExecutor) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.sharedPod("pod")
+			pause := r.pausePID("pod")
+			leave := r.occupy(r.podCgroups("pod"))
+			if err := r.PodDelete(t.Context(), "pod"); err == nil {
+				t.Error("deleted, although its cgroup cannot be removed")
+			}
+			between(r)
+			o, err := r.Observe(t.Context())
+			if err != nil || !slices.Contains(o.Pods, "pod") {
+				t.Errorf("pods after a delete that failed: %v, %v", o.Pods, err)
+			}
+			waitGone(t, pause)
+			leave()
+			if err := r.PodDelete(t.Context(), "pod"); err != nil {
+				t.Error(err)
+			}
+			if left := r.podCgroups("pod"); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+			r.sharedPod("pod")
+			if now := r.pausePID("pod"); now == pause {
+				t.Error("the pause process is the old one")
+			}
+		})
+	}
+}
+
+// occupy puts a process of the test's into cgroups, which keeps them from being
+// removed until it is ended by what is returned.
+func (r *rig) occupy(dirs []string) (leave func()) {
+	r.t.Helper()
+	if len(dirs) == 0 {
+		r.t.Fatal("no cgroup")
+	}
+	stranger := exec.Command(built.guest, "sleep")
+	if err := stranger.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	leave = sync.OnceFunc(func() { _ = stranger.Process.Kill(); _ = stranger.Wait() })
+	r.t.Cleanup(leave)
+	for _, dir := range dirs {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(stranger.Process.Pid)), 0); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return leave
+}
+
+func (r *rig) podCgroups(pod string) []string {
+	var dirs []string
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		found, _ := filepath.Glob(pattern + r.name + "/pause-" + pod)
+		dirs = append(dirs, found...)
+	}
+	return dirs
 }

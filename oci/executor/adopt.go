@@ -49,12 +49,14 @@ func (x *Executor) adopt(held []keeper.Held) (left []*takeover, err error) {
 	for _, fd := range names[keeper.MountNamespace] {
 		unix.Close(fd) // the constructor has it, as x.mnt.fd
 	}
-	if err := x.adoptPods(names); err != nil {
+	pods, err := x.adoptPods(names)
+	if err != nil {
 		return nil, err
 	}
 	if left, err = x.adoptContainers(names, containers); err != nil {
 		return nil, err
 	}
+	left = append(left, pods...)
 	if err := x.openJournals(names); err != nil {
 		return nil, err
 	}

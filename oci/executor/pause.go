@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/berth-cri/berth/oci/wire"
 )
@@ -159,4 +160,91 @@ func isAlive(process wire.Created) bool {
 	}
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", process.PID))
 	return err != nil || len(fds) == 0
+}
+
+// watchPause begins to listen to a pod's pause process: without it no container of
+// the pod can be made, and those that were there have been killed by the kernel.
+// Again is no error.
+func (x *Executor) watchPause(p *pod) error {
+	p.op.Lock()
+	defer p.op.Unlock()
+	return x.watchPauseLocked(p)
+}
+
+// +checklocks:p.op
+func (x *Executor) watchPauseLocked(p *pod) error {
+	if p.token != 0 {
+		return nil
+	}
+	pidfd, err := sameProcess(p.rec.Pause.PID, p.rec.Pause.Start)
+	if err != nil {
+		x.notePause(p, pauseLost(p))
+		return nil
+	}
+	token, err := x.poller.watch(pidfd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go x.pauseEnded(p) })
+	if err != nil {
+		unix.Close(pidfd)
+		return err
+	}
+	p.pause, p.token = pidfd, token
+	return nil
+}
+
+// +checklocks:p.op
+func (x *Executor) forgetPauseLocked(p *pod) {
+	if p.pause < 0 {
+		return
+	}
+	x.poller.forget(p.pause, p.token)
+	unix.Close(p.pause)
+	p.pause, p.token = -1, 0
+}
+
+// pauseEnded deals with a pause process that has ended and should not have.
+func (x *Executor) pauseEnded(p *pod) {
+	defer x.recoverTo("end of the pause process of pod "+p.id, nil)
+	p.op.Lock()
+	defer p.op.Unlock()
+	if p.pause < 0 {
+		return // the pod was taken back meanwhile
+	}
+	exit := x.collect(p.pause, p.rec.Pause)
+	exit.ID = p.id
+	if exit.Lost {
+		exit.Reason = pauseLost(p).Reason
+	}
+	x.notePause(p, exit)
+	if err := reap(p.pause); err != nil && !errors.Is(err, unix.ECHILD) {
+		klog.ErrorS(err, "reap", "pid", p.rec.Pause.PID)
+	}
+	x.forgetPauseLocked(p)
+}
+
+// notePause remembers, for the next executor too, that a pause process has ended.
+func (x *Executor) notePause(p *pod, exit *wire.Exit) {
+	if err := write(x.files.podExit(p.id), exit); err != nil {
+		klog.ErrorS(err, "the next executor will not know how a pause process ended", "pod", p.id)
+	}
+	x.mu.Lock()
+	p.ended = exit
+	x.mu.Unlock()
+	klog.ErrorS(nil, "the pause process of a pod has ended, and with it every container that shares its PID namespace", "pod", p.id, "how", howEnded(exit))
+}
+
+// pauseLost is the exit of a pause process that nobody could ask.
+func pauseLost(p *pod) *wire.Exit {
+	exit := lost(p.rec.Pause)
+	exit.ID = p.id
+	exit.Reason = fmt.Sprintf("pause process %d ended, and nobody was there to see how", p.rec.Pause.PID)
+	return exit
+}
+
+func howEnded(e *wire.Exit) string {
+	switch {
+	case e.Lost:
+		return e.Reason
+	case e.Signal != 0:
+		return fmt.Sprintf("killed by signal %d", e.Signal)
+	}
+	return fmt.Sprintf("exited with %d", e.Code)
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -30,10 +31,21 @@ type pod struct {
 	// partial says that keeper and executor died together and only the pause process
 	// is left: what else the pod had is to be handed over again.
 	partial bool
+
+	// op is held while the pod is made or taken back, and while the end of its pause
+	// process is dealt with.
+	op    sync.Mutex
+	pause int   // +checklocks:op pidfd of the pause process; -1: none
+	token int32 // +checklocks:op of the poller, for pause
+	gone  bool  // +checklocks:op all of it was taken back
+
+	// Of Executor.mu.
+	going bool       // it is being taken back, and no container finds it any more
+	ended *wire.Exit // of the pause process: no container can be made in the pod any more
 }
 
 func newPod(id string) *pod {
-	return &pod{id: id, made: make(chan struct{}), ns: make(map[string]int)}
+	return &pod{id: id, made: make(chan struct{}), ns: make(map[string]int), pause: -1}
 }
 
 // podRecord is what the next executor must know of a pod.
@@ -50,36 +62,61 @@ type podRecord struct {
 
 func podName(id string) string { return "pod/" + id }
 
-func (x *Executor) podCreate(req *wire.PodCreate, m *wire.Message) error {
+func (x *Executor) podCreate(ctx context.Context, req *wire.PodCreate, m *wire.Message) error {
 	if err := checkID(req.ID); err != nil {
 		return err
 	}
 	if len(req.Namespaces) > keeper.MaxFDs || len(req.Namespaces) != len(m.Files) {
 		return invalid("pod %s: %d namespaces, %d descriptors", req.ID, len(req.Namespaces), len(m.Files))
 	}
-	x.mu.Lock()
-	before := x.pods[req.ID]
-	if before != nil && !before.partial {
-		x.mu.Unlock()
-		<-before.made // a retry: the first one's are as good, once they are there
-		return before.err
-	}
 	p := newPod(req.ID)
-	if before != nil {
-		p.rec.Pause = before.rec.Pause
+	var partial *pod
+	for {
+		x.mu.Lock()
+		before := x.pods[req.ID]
+		if before == nil || before.partial && !before.going && before.ended == nil {
+			if partial = before; partial != nil {
+				p.rec.Pause = partial.rec.Pause
+			}
+			x.pods[p.id] = p
+			p.op.Lock()
+			x.mu.Unlock()
+			break
+		}
+		useless := before.going || before.ended != nil
+		x.mu.Unlock()
+		if !useless {
+			select {
+			case <-before.made: // a retry: the first one's are as good, once they are there
+				return before.err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		// One that could not be taken back, or whose pause process has ended.
+		if err := x.podDelete(ctx, req.ID); err != nil {
+			return fmt.Errorf("pod %s of before: %w", req.ID, err)
+		}
 	}
-	x.pods[p.id] = p
-	x.mu.Unlock()
 	defer close(p.made)
+	defer p.op.Unlock()
+	if partial != nil {
+		partial.op.Lock()
+		x.forgetPauseLocked(partial) // p watches it now
+		partial.op.Unlock()
+	}
 	if err := x.fillPod(p, req, m); err != nil {
 		x.mu.Lock()
-		delete(x.pods, p.id)
+		p.going = true
 		x.mu.Unlock()
-		p.err = joinUndo(err, x.dropPod(p))
+		p.err = joinUndo(err, x.dropPodLocked(p))
 	}
 	return p.err
 }
 
+// fillPod makes a pod.
+//
+// +checklocks:p.op
 func (x *Executor) fillPod(p *pod, req *wire.PodCreate, m *wire.Message) error {
 	// Entered before it is done: the next executor takes it back if we die here.
 	p.rec = podRecord{
@@ -110,10 +147,13 @@ func (x *Executor) fillPod(p *pod, req *wire.PodCreate, m *wire.Message) error {
 			return err
 		}
 	}
-	if req.SharePID {
-		return x.sharePID(p, fds)
+	if !req.SharePID {
+		return x.keeper.Put(podName(p.id), fds...)
 	}
-	return x.keeper.Put(podName(p.id), fds...)
+	if err := x.sharePID(p, fds); err != nil {
+		return err
+	}
+	return x.watchPauseLocked(p)
 }
 
 // sharePID starts a pod's pause process, or finds the one that is there, and has
@@ -177,8 +217,8 @@ func (x *Executor) podDelete(ctx context.Context, id string) error {
 	return x.dropPod(p)
 }
 
-// takePod removes a pod from those that are known. From then on no container finds
-// it; one that has found it before is seen here.
+// takePod marks a pod as going. From then on no container finds it; one that has
+// found it before is seen here. It stays known until all of it is taken back.
 func (x *Executor) takePod(id string) (*pod, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -194,8 +234,9 @@ func (x *Executor) takePod(id string) (*pod, error) {
 	if p == nil {
 		p = newPod(id) // nothing is known of it, but a record may be left
 		close(p.made)
+		x.pods[id] = p // whoever makes it waits for us
 	}
-	delete(x.pods, id)
+	p.going = true
 	return p, nil
 }
 
@@ -203,25 +244,44 @@ func (x *Executor) takePod(id string) (*pod, error) {
 func (x *Executor) findPod(id string) (*pod, error) {
 	x.mu.Lock()
 	p := x.pods[id]
-	x.mu.Unlock()
-	if p == nil {
+	if p == nil || p.going {
+		x.mu.Unlock()
 		return nil, notFound("pod", id)
+	}
+	ended := p.ended
+	x.mu.Unlock()
+	if ended != nil {
+		return nil, &wire.Error{Code: wire.BadState, Message: fmt.Sprintf("pod %s: its pause process has ended (%s): it is to be made again", id, howEnded(ended))}
 	}
 	<-p.made
 	return p, p.err
 }
 
+// dropPod takes back all of a pod. What fails is done again by the next try: the
+// pod is known until then.
 func (x *Executor) dropPod(p *pod) error {
+	p.op.Lock()
+	defer p.op.Unlock()
+	return x.dropPodLocked(p)
+}
+
+// +checklocks:p.op
+func (x *Executor) dropPodLocked(p *pod) error {
+	if p.gone {
+		return nil // somebody else was quicker, and another may have its id by now
+	}
 	if err := x.keeper.Delete(podName(p.id)); err != nil {
 		return err
 	}
-	for _, fd := range p.ns {
+	for kind, fd := range p.ns {
 		unix.Close(fd)
+		delete(p.ns, kind)
 	}
 	if err := x.mnt.unmountShm(p.id); err != nil {
 		return err
 	}
 	if p.rec.SharePID {
+		x.forgetPauseLocked(p)
 		if err := endPause(p.rec.Pause); err != nil {
 			return err
 		}
@@ -233,18 +293,29 @@ func (x *Executor) dropPod(p *pod) error {
 			return fmt.Errorf("cgroup of pause: %w", err)
 		}
 	}
-	return remove(x.files.pod(p.id))
+	if err := errors.Join(remove(x.files.podExit(p.id)), remove(x.files.pod(p.id))); err != nil {
+		return err
+	}
+	p.gone = true
+	x.mu.Lock()
+	if x.pods[p.id] == p {
+		delete(x.pods, p.id)
+	}
+	x.mu.Unlock()
+	return nil
 }
 
 // adoptPods takes over what a dead executor held for pods.
-func (x *Executor) adoptPods(held map[string][]int) error {
+func (x *Executor) adoptPods(held map[string][]int) (left []*takeover, err error) {
 	entries, err := os.ReadDir(x.files.pods())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), ".tmp") {
 			_ = remove(x.files.pod(e.Name()))
+		}
+		if strings.HasSuffix(e.Name(), ".tmp") || strings.HasSuffix(e.Name(), ".exit") {
 			continue
 		}
 		var rec podRecord
@@ -255,28 +326,49 @@ func (x *Executor) adoptPods(held map[string][]int) error {
 		p := newPod(rec.ID)
 		p.rec = rec
 		close(p.made)
-		fds, ok := held[podName(rec.ID)]
-		if !ok && isAlive(rec.Pause) {
-			// Both processes died. Its end would be that of all containers.
-			p.partial = true
-			x.pods[p.id] = p
-			continue
+		x.pods[p.id] = p
+		t := &takeover{what: "pod", id: p.id, settled: make(chan struct{})}
+		x.adoptPod(t, p, held)
+		if len(t.steps) > 0 {
+			left = append(left, t)
 		}
-		if !ok || len(fds) != len(rec.Namespaces) || rec.SharePID && !isAlive(rec.Pause) {
-			// Never finished, or both processes died: berth makes it again.
-			for i, fd := range fds {
-				p.ns[strconv.Itoa(i)] = fd // to be closed
-			}
-			if err := x.dropPod(p); err != nil {
-				klog.ErrorS(err, "remains of a pod", "pod", rec.ID)
-			}
-			delete(held, podName(rec.ID)) // closed
-			continue
+	}
+	return left, nil
+}
+
+// adoptPod takes over one pod.
+//
+// Preconditions: p is not yet shared.
+func (x *Executor) adoptPod(t *takeover, p *pod, held map[string][]int) {
+	fds, ok := held[podName(p.id)]
+	alive := isAlive(p.rec.Pause)
+	switch {
+	case !ok && alive:
+		// Both processes died. Its end would be that of all containers.
+		p.partial = true
+	case !ok || len(fds) != len(p.rec.Namespaces):
+		// Never finished, or both processes died: berth makes it again.
+		for i, fd := range fds {
+			p.ns[strconv.Itoa(i)] = fd // to be closed
 		}
-		for i, kind := range rec.Namespaces {
+		p.going, t.slow = true, true
+		t.add(func() error { return x.dropPod(p) })
+		return
+	default:
+		for i, kind := range p.rec.Namespaces {
 			p.ns[kind] = fds[i]
 		}
-		x.pods[p.id] = p
 	}
-	return nil
+	if !p.rec.SharePID {
+		return
+	}
+	var exit wire.Exit
+	switch err := read(x.files.podExit(p.id), &exit); {
+	case err == nil:
+		p.ended = &exit
+	case !alive:
+		p.ended = pauseLost(p)
+	default:
+		x.atOnce(t, func() error { return x.watchPause(p) })
+	}
 }

@@ -56,6 +56,7 @@ type execRecord struct {
 //	  m/ID/rootfs, m/POD/shm       mount points
 //	  lc/ID/                       libcontainer's
 //	  p/POD                        a pod: its record
+//	  p/POD.exit                   how its pause process ended, if that has
 //	  c/ID/record                  a container: its record
 //	  c/ID/stdout, stderr          FIFOs
 //	  c/ID/tail                    where its log stands; see tailfile.go
@@ -73,6 +74,7 @@ func (f files) socket() string               { return filepath.Join(f.state, "ex
 func (f files) libcontainer() string         { return filepath.Join(f.state, "lc") }
 func (f files) pods() string                 { return filepath.Join(f.state, "p") }
 func (f files) pod(id string) string         { return filepath.Join(f.state, "p", id) }
+func (f files) podExit(id string) string     { return f.pod(id) + ".exit" }
 func (f files) containers() string           { return filepath.Join(f.state, "c") }
 func (f files) container(id string) string   { return filepath.Join(f.state, "c", id) }
 func (f files) in(id, name string) string    { return filepath.Join(f.state, "c", id, name) }

@@ -246,7 +246,7 @@ func (v *conversation) dispatch(ctx context.Context, m *wire.Message) (any, erro
 	x := v.x
 	switch m.Op {
 	case wire.OpPodCreate:
-		return call(m, func(r *wire.PodCreate) (any, error) { return none(x.podCreate(r, m)) })
+		return call(m, func(r *wire.PodCreate) (any, error) { return none(x.podCreate(ctx, r, m)) })
 	case wire.OpPodDelete:
 		return call(m, func(r *wire.Target) (any, error) { return none(x.podDelete(ctx, r.ID)) })
 	case wire.OpCreate:
@@ -304,8 +304,11 @@ func (v *conversation) event(m *wire.Message, e *wire.Exit) error {
 func (x *Executor) observe() wire.Observed {
 	var o wire.Observed
 	x.mu.Lock()
-	for id := range x.pods {
+	for id, p := range x.pods {
 		o.Pods = append(o.Pods, id)
+		if p.ended != nil {
+			o.PausesEnded = append(o.PausesEnded, *p.ended)
+		}
 	}
 	x.mu.Unlock()
 	for _, c := range x.all() {

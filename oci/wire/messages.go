@@ -282,6 +282,11 @@ type Observed struct {
 	Pods       []string
 	Containers []Container
 	Execs      []ExecState
+	// PausesEnded has the pods, by Exit.ID, whose pause process has ended although it
+	// should not: killed by hand, or for want of memory. The kernel has then killed all
+	// that shared their PID namespace, and no container can be made in them. To make
+	// such a pod again is no retry: it is taken back and made anew.
+	PausesEnded []Exit `json:",omitempty"`
 }
 
 // Container as the executor sees it.
