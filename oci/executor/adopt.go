@@ -102,8 +102,7 @@ func (x *Executor) adoptContainers(names map[string][]int, held map[string]heldC
 		close(c.made)
 		if err := read(x.files.in(id, "record"), &c.rec); err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {
-				klog.ErrorS(err, "container's record cannot be read and is left alone", "container", id)
-				x.leaveAlone(id, names, held)
+				x.leaveAlone(id, err, names, held)
 				continue
 			}
 			// The folder was made, and nothing else: or all but the folder was removed.
@@ -137,18 +136,6 @@ func (x *Executor) adoptContainers(names map[string][]int, held map[string]heldC
 		}
 	}
 	return left, nil
-}
-
-// leaveAlone keeps everything of a container whose record this executor cannot
-// read: a later one may, and until then its process must not find its pipes broken.
-func (x *Executor) leaveAlone(id string, names map[string][]int, held map[string]heldContainer) {
-	x.unread[id] = held[id].name
-	delete(held, id)
-	for name := range names {
-		if name == stdinName(id) || strings.HasPrefix(name, "x/"+id+"/") {
-			delete(names, name)
-		}
-	}
 }
 
 // adoptOne fills c from what was held for it and, where nothing was because the
@@ -368,8 +355,10 @@ func (x *Executor) sweep(names map[string][]int, held map[string]heldContainer) 
 		containers[id] = true
 	}
 	known := make(map[string]bool, len(x.containers))
-	for _, name := range x.unread {
-		known[name[strings.LastIndexByte(name, '/')+1:]] = true
+	for _, u := range x.unread {
+		for _, k := range u.keys() {
+			known[k] = true
+		}
 	}
 	for _, c := range x.containers {
 		known[key(c.rec.Process)] = true

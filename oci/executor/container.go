@@ -81,8 +81,11 @@ func (c *container) snapshot() wire.Container {
 func (x *Executor) find(ctx context.Context, id string) (*container, error) {
 	for {
 		x.mu.Lock()
-		c := x.containers[id]
+		c, u := x.containers[id], x.unread[id]
 		x.mu.Unlock()
+		if u != nil {
+			return nil, u.refuse(wire.BadState, "it can only be deleted")
+		}
 		if c == nil {
 			return nil, notFound("container", id)
 		}

@@ -76,6 +76,10 @@ func (x *Executor) create(ctx context.Context, req *wire.Create) (wire.Created, 
 		x.mu.Unlock()
 		return wire.Created{}, &wire.Error{Code: wire.Exists, Message: "container " + c.id + " exists"}
 	}
+	if u := x.unread[c.id]; u != nil {
+		x.mu.Unlock()
+		return wire.Created{}, u.refuse(wire.Exists, "delete it first")
+	}
 	x.containers[c.id] = c
 	x.mu.Unlock()
 

@@ -23,6 +23,12 @@ func (x *Executor) delete(ctx context.Context, id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
+	x.mu.Lock()
+	u := x.unread[id]
+	x.mu.Unlock()
+	if u != nil {
+		return x.deleteUnread(u)
+	}
 	c, err := x.find(ctx, id)
 	switch {
 	case err != nil && ctx.Err() != nil:

@@ -41,10 +41,9 @@ type Executor struct {
 
 	mu         sync.Mutex
 	containers map[string]*container // +checklocks:mu
+	unread     map[string]*unread    // +checklocks:mu containers whose record cannot be read
 	pods       map[string]*pod       // +checklocks:mu
 	watchers   map[*watcher]bool     // +checklocks:mu
-
-	unread map[string]string // containers whose record cannot be read, with their name in the keeper; set at the start
 
 	attached atomic.Int64
 	panics   atomic.Uint64
@@ -100,7 +99,7 @@ func open(cfg Config) (*Executor, []keeper.Held, error) {
 		containers: make(map[string]*container),
 		pods:       make(map[string]*pod),
 		watchers:   make(map[*watcher]bool),
-		unread:     make(map[string]string),
+		unread:     make(map[string]*unread),
 	}
 	var (
 		held []keeper.Held

@@ -310,6 +310,9 @@ func (x *Executor) observe() wire.Observed {
 			o.PausesEnded = append(o.PausesEnded, *p.ended)
 		}
 	}
+	for _, u := range x.unread {
+		o.Unreadable = append(o.Unreadable, wire.Unreadable{ID: u.id, Record: u.record, Why: u.why.Error()})
+	}
 	x.mu.Unlock()
 	for _, c := range x.all() {
 		now := c.snapshot()

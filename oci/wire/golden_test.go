@@ -93,6 +93,7 @@ func messages() []any {
 		wire.Observed{},
 		wire.Container{},
 		wire.ExecState{},
+		wire.Unreadable{},
 		wire.Replace{},
 		wire.Report{},
 	}

@@ -287,6 +287,17 @@ type Observed struct {
 	// that shared their PID namespace, and no container can be made in them. To make
 	// such a pod again is no retry: it is taken back and made anew.
 	PausesEnded []Exit `json:",omitempty"`
+	// Unreadable has the containers that run, or ran, and of which nothing else is known.
+	Unreadable []Unreadable `json:",omitempty"`
+}
+
+// Unreadable is a container whose record the executor cannot read: damaged, or
+// written by a later version. It goes on as it is, its id is taken, and it can only
+// be deleted, which kills what runs in it.
+type Unreadable struct {
+	ID     string
+	Record string // path of its file
+	Why    string
 }
 
 // Container as the executor sees it.
