@@ -23,19 +23,22 @@ type conn struct {
 	mu      sync.Mutex
 	next    uint64            // +checklocks:mu
 	waiting map[uint64]*inbox // +checklocks:mu
+	cancels []*wire.Message   // +checklocks:mu to be sent when there is room
+	cancel  chan struct{}     // has one element when there is something
 }
 
 func dial(ctx context.Context, path string) (*conn, error) {
-	w, err := wire.Dial(path)
-	if err != nil {
-		return nil, err
-	}
-	c := &conn{wire: w, lost: make(chan struct{}), waiting: make(map[uint64]*inbox)}
-	go c.receive()
 	body, err := json.Marshal(wire.Hello{Min: wire.MinVersion, Max: wire.MaxVersion})
 	if err != nil {
 		return nil, err
 	}
+	w, err := wire.Dial(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{wire: w, lost: make(chan struct{}), waiting: make(map[uint64]*inbox), cancel: make(chan struct{}, 1)}
+	go c.receive()
+	go c.sendCancels()
 	if err := c.do(ctx, wire.OpHello, body, &c.hello, nil); err != nil {
 		c.Close()
 		return nil, err
@@ -74,6 +77,37 @@ func (c *conn) receive() {
 	}
 }
 
+// sendCancels tells the executor which answers nobody waits for any more, until the
+// connection ends. Who stops waiting does not wait for this.
+func (c *conn) sendCancels() {
+	for {
+		select {
+		case <-c.cancel:
+		case <-c.lost:
+			return
+		}
+		c.mu.Lock()
+		list := c.cancels
+		c.cancels = nil
+		c.mu.Unlock()
+		for _, m := range list {
+			if err := c.wire.Send(m); err != nil {
+				return // the executor has died, and there is nothing to cancel
+			}
+		}
+	}
+}
+
+func (c *conn) sendCancel(op wire.Op, id uint64) {
+	c.mu.Lock()
+	c.cancels = append(c.cancels, &wire.Message{Kind: wire.Cancel, Op: op, ID: id})
+	c.mu.Unlock()
+	select {
+	case c.cancel <- struct{}{}:
+	default:
+	}
+}
+
 // inbox takes the messages for one request. It has no bound: the one receiver of
 // the connection must never wait for a reader, who may be waiting for an answer.
 type inbox struct {
@@ -101,16 +135,16 @@ func (in *inbox) take() []*wire.Message {
 }
 
 // begin sends a request, whose messages come into the inbox.
-func (c *conn) begin(op wire.Op, body []byte, files []*os.File) (uint64, *inbox, error) {
+func (c *conn) begin(ctx context.Context, op wire.Op, body []byte, files []*os.File) (uint64, *inbox, error) {
 	in := &inbox{wake: make(chan struct{}, 1)}
 	c.mu.Lock()
 	c.next++
 	id := c.next
 	c.waiting[id] = in
 	c.mu.Unlock()
-	if err := c.wire.Send(&wire.Message{Kind: wire.Request, Op: op, ID: id, Body: body, Files: files}); err != nil {
+	if err := c.wire.SendContext(ctx, &wire.Message{Kind: wire.Request, Op: op, ID: id, Body: body, Files: files}); err != nil {
 		c.end(id)
-		if errors.Is(err, wire.ErrTooLarge) {
+		if errors.Is(err, wire.ErrTooLarge) || ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 			return 0, nil, err
 		}
 		// Whatever the reason, this connection is of no more use, and nobody gets it again.
@@ -152,7 +186,7 @@ var errAnswered = errors.New("answered")
 // stream sends a request and calls fn with each message that bears its id, until
 // fn fails. A response that is an error ends it, too.
 func (c *conn) stream(ctx context.Context, op wire.Op, body []byte, files []*os.File, fn func(*wire.Message) error) error {
-	id, in, err := c.begin(op, body, files)
+	id, in, err := c.begin(ctx, op, body, files)
 	if err != nil {
 		return err
 	}
@@ -164,8 +198,7 @@ func (c *conn) stream(ctx context.Context, op wire.Op, body []byte, files []*os.
 		case <-c.lost:
 			lost = true // but something may have come just before
 		case <-ctx.Done():
-			// Fails only if the executor has died, and then there is nothing to cancel.
-			_ = c.wire.Send(&wire.Message{Kind: wire.Cancel, Op: op, ID: id})
+			c.sendCancel(op, id)
 			return fmt.Errorf("%s: %w", op, context.Cause(ctx))
 		}
 		for _, m := range in.take() {

@@ -4,6 +4,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,9 +44,10 @@ const maxDeaths = 20
 type Executor struct {
 	state string
 
-	mu     sync.Mutex
-	conn   *conn // +checklocks:mu nil: none
-	closed bool  // +checklocks:mu
+	mu      sync.Mutex
+	conn    *conn    // +checklocks:mu
+	attempt *attempt // +checklocks:mu
+	closed  bool     // +checklocks:mu
 }
 
 // Open connects to the executor of the state folder. It returns ErrGone if there
@@ -66,6 +68,9 @@ func (e *Executor) Close() {
 	if e.conn != nil {
 		e.conn.Close()
 	}
+	if e.attempt != nil {
+		e.attempt.cancel()
+	}
 }
 
 // Peer tells of the executor that is connected now.
@@ -77,21 +82,84 @@ func (e *Executor) Peer(ctx context.Context) (wire.HelloReply, error) {
 	return c.hello, nil
 }
 
-// connection returns the connection that is there, or makes one.
+// attempt is the one attempt to connect that is under way. Many wait for it, each as
+// long as he likes to; it ends when nobody does any more.
+type attempt struct {
+	cancel  context.CancelFunc
+	waiting int           // of Executor.mu
+	done    chan struct{} // closed when the rest is set
+	conn    *conn
+	err     error
+}
+
+// connection returns the connection that is there, or one that is made now.
 func (e *Executor) connection(ctx context.Context) (*conn, error) {
 	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil, ErrClosed
+	}
+	if e.conn != nil && !e.conn.isLost() {
+		defer e.mu.Unlock()
+		return e.conn, nil
+	}
+	a := e.attempt
+	if a == nil {
+		dctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		a = &attempt{cancel: cancel, done: make(chan struct{})}
+		e.attempt = a
+		go e.connect(dctx, a)
+	}
+	a.waiting++
+	e.mu.Unlock()
+	select {
+	case <-a.done:
+		return a.conn, a.err
+	case <-ctx.Done():
+	}
+	e.mu.Lock()
 	defer e.mu.Unlock()
+	a.waiting--
+	if a.waiting == 0 {
+		a.cancel()
+		if e.attempt == a {
+			e.attempt = nil
+		}
+	}
+	return nil, fmt.Errorf("connect to the executor: %w", context.Cause(ctx))
+}
+
+// connect makes the connection that an attempt is for.
+func (e *Executor) connect(ctx context.Context, a *attempt) {
+	defer a.cancel()
+	defer close(a.done)
+	a.conn, a.err = e.dial(ctx)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	wanted := e.attempt == a
+	if wanted {
+		e.attempt = nil
+	}
+	if e.closed {
+		wanted = false
+		a.err = ErrClosed
+	}
+	switch {
+	case a.conn == nil:
+	case wanted:
+		e.conn = a.conn
+	default:
+		a.conn.Close()
+		a.conn = nil
+		a.err = cmp.Or(a.err, context.Canceled)
+	}
+}
+
+func (e *Executor) dial(ctx context.Context) (*conn, error) {
 	for {
-		if e.closed {
-			return nil, ErrClosed
-		}
-		if e.conn != nil && !e.conn.isLost() {
-			return e.conn, nil
-		}
 		c, err := dial(ctx, filepath.Join(e.state, "executor.sock"))
 		switch {
 		case err == nil:
-			e.conn = c
 			return c, nil
 		case errors.Is(err, errLost):
 			// The executor that had accepted us died before it said hello, or we waited in

@@ -79,7 +79,7 @@ func TestRequestIDTwice(t *testing.T) {
 
 func (r *rig) dialRaw(t *testing.T) *wire.Conn {
 	t.Helper()
-	c, err := wire.Dial(filepath.Join(r.state, "executor.sock"))
+	c, err := wire.Dial(t.Context(), filepath.Join(r.state, "executor.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@
 package wire
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -11,7 +12,7 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -106,7 +107,9 @@ func (m *Message) Close() {
 type Conn struct {
 	f *os.File // SOCK_SEQPACKET, non-blocking: the runtime's poller waits
 
-	sendMu sync.Mutex // one packet at a time, so that a waiter for room is not overtaken for ever
+	// One packet at a time, so that a waiter for room is not overtaken for ever. A lock
+	// that can be waited for with a context: it is held by who has put something in.
+	sending chan struct{}
 
 	// Of the goroutine that receives.
 	buf []byte
@@ -125,31 +128,43 @@ func NewConn(f *os.File) (*Conn, error) {
 		return nil, fmt.Errorf("dup: %w", err)
 	}
 	return &Conn{
-		f:   os.NewFile(uintptr(dup), "wire"), // non-blocking by now, so it joins the poller
-		buf: make([]byte, headerSize+maxInline),
-		oob: make([]byte, unix.CmsgSpace((MaxFiles+1)*4)),
+		f:       os.NewFile(uintptr(dup), "wire"), // non-blocking by now, so it joins the poller
+		sending: make(chan struct{}, 1),
+		buf:     make([]byte, headerSize+maxInline),
+		oob:     make([]byte, unix.CmsgSpace((MaxFiles+1)*4)),
 	}, nil
 }
 
-// Dial connects to the socket at path. ECONNREFUSED means that no process holds
-// the listening end any more; ENOENT that none ever did.
-func Dial(path string) (*Conn, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+// Dial connects to the socket at path; it waits, until ctx ends, while too many
+// others wait to be accepted there. ECONNREFUSED means that no process holds the
+// listening end any more; ENOENT that none ever did.
+func Dial(ctx context.Context, path string) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	if err := connect(fd, path); err != nil {
+	if err := connect(ctx, fd, path); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("connect %s: %w", path, err)
 	}
 	return NewConn(os.NewFile(uintptr(fd), path))
 }
 
-func connect(fd int, path string) error {
-	for {
+// connect asks again and again where the backlog is full: a unix socket has no event
+// for room in it.
+func connect(ctx context.Context, fd int, path string) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		err := unix.Connect(fd, &unix.SockaddrUnix{Name: path})
-		if !errors.Is(err, unix.EINTR) {
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if !errors.Is(err, unix.EAGAIN) {
 			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }
@@ -207,7 +222,12 @@ func closedOr(f *os.File, err error) error {
 // Send writes m, waiting for room. The files of m stay the caller's. It returns
 // EPIPE or ECONNRESET when the other side has closed; ErrTooLarge, and an error
 // about a file, leave the connection as it was.
-func (c *Conn) Send(m *Message) error {
+func (c *Conn) Send(m *Message) error { return c.SendContext(context.Background(), m) }
+
+// SendContext is Send that waits for room, and for its turn, no longer than ctx. A
+// message that was not sent by then is not sent at all, and the connection is as it
+// was.
+func (c *Conn) SendContext(ctx context.Context, m *Message) error {
 	if len(m.Body) > MaxBody || len(m.Files) > MaxFiles {
 		return fmt.Errorf("%s: %d bytes, %d descriptors: %w", m.Op, len(m.Body), len(m.Files), ErrTooLarge)
 	}
@@ -241,19 +261,36 @@ func (c *Conn) Send(m *Message) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	if err := c.write(packet, oob); err != nil {
+	if err := c.write(ctx, packet, oob); err != nil {
 		return fmt.Errorf("%s: send: %w", m.Op, err)
 	}
 	return nil
 }
 
-func (c *Conn) write(packet, oob []byte) error {
+func (c *Conn) write(ctx context.Context, packet, oob []byte) error {
 	rc, err := c.f.SyscallConn()
 	if err != nil {
 		return err
 	}
-	c.sendMu.Lock()
-	defer c.sendMu.Unlock()
+	select {
+	case c.sending <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-c.sending }()
+	if ctx.Done() != nil {
+		cut := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			_ = c.f.SetWriteDeadline(time.Unix(1, 0)) // fails only if it is closed
+			close(cut)
+		})
+		defer func() {
+			if !stop() {
+				<-cut
+				_ = c.f.SetWriteDeadline(time.Time{})
+			}
+		}()
+	}
 	var serr error
 	err = rc.Write(func(fd uintptr) bool {
 		for {
@@ -263,7 +300,10 @@ func (c *Conn) write(packet, oob []byte) error {
 			}
 		}
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return context.Cause(ctx)
+	case err != nil:
 		return closedOr(c.f, err)
 	}
 	return serr

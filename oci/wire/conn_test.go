@@ -317,7 +317,7 @@ func TestConcurrentSend(t *testing.T) {
 func TestDial(t *testing.T) {
 	noLeaks(t)
 	path := filepath.Join(t.TempDir(), "socket")
-	if c, err := wire.Dial(path); !errors.Is(err, unix.ENOENT) {
+	if c, err := wire.Dial(t.Context(), path); !errors.Is(err, unix.ENOENT) {
 		t.Fatalf("Dial of a path that is not there = %v, %v", c, err)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -329,13 +329,13 @@ func TestDial(t *testing.T) {
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := wire.Dial(path); !errors.Is(err, unix.ECONNREFUSED) {
+	if c, err := wire.Dial(t.Context(), path); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Fatalf("Dial of a socket that nobody listens on = %v, %v", c, err)
 	}
 	if err := unix.Listen(fd, 1); err != nil {
 		t.Fatal(err)
 	}
-	a, err := wire.Dial(path)
+	a, err := wire.Dial(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
