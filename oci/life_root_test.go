@@ -6,15 +6,20 @@
 package oci_test
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-cri/berth/hack/leak"
+	"github.com/berth-cri/berth/oci"
 	"github.com/berth-cri/berth/oci/crilog"
+	"github.com/berth-cri/berth/oci/ocitest"
 	"github.com/berth-cri/berth/oci/wire"
 )
 
@@ -81,5 +86,56 @@ func TestOwnCgroup(t *testing.T) {
 				t.Errorf("%s is in %q, want %s", name, line, r.Config.Cgroup)
 			}
 		}
+	}
+}
+
+// TestStartEnvironment: the keeper and its executors have nothing of their
+// starter's environment but PATH.
+func TestStartEnvironment(t *testing.T) {
+	t.Setenv("BERTH_TEST_SECRET", "of the starter")
+	r := newRig(t)
+	for name, pid := range map[string]int{"keeper": r.keeperPID(), "executor": r.executorPID()} {
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for v := range strings.SplitSeq(strings.Trim(string(env), "\x00"), "\x00") {
+			if key, _, _ := strings.Cut(v, "="); key != "PATH" && key != "BERTH_KEEPER_JOIN" {
+				t.Errorf("%s has %q", name, v)
+			}
+		}
+	}
+}
+
+// TestStartWithoutCgroup: a start that fails leaves nothing open.
+func TestStartWithoutCgroup(t *testing.T) {
+	name := "berth-test-" + strings.ToLower(rand.Text()[:8])
+	leak.Check(t, leak.Cgroups(name))
+	hierarchy := "/sys/fs/cgroup/pids"
+	if _, err := os.Stat(hierarchy); err != nil {
+		t.Skip("one hierarchy: there is nothing open when it fails")
+	}
+	// No cgroup can be made in one of them.
+	dir := filepath.Join(hierarchy, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := ocitest.RemoveCgroups(name); err != nil {
+			t.Error(err)
+		}
+	})
+	mountAt(t, dir, unix.MS_PRIVATE)
+	state := t.TempDir()
+	cfg := oci.StartConfig{State: state, Binary: built.executor, Log: filepath.Join(state, "log"), Cgroup: "/" + name + "/keeper"}
+	before := openFiles(t, os.Getpid())
+	for range 5 { // the order is not always the same
+		if e, err := oci.Start(t.Context(), cfg); err == nil {
+			e.Close()
+			t.Fatal("started in a cgroup that cannot be made")
+		}
+	}
+	if now := openFiles(t, os.Getpid()); now > before {
+		t.Errorf("%d descriptors are open, %d before", now, before)
 	}
 }

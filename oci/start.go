@@ -85,7 +85,9 @@ func startKeeper(cfg StartConfig) (<-chan error, error) {
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = join
-	cmd.Env = append(os.Environ(), "BERTH_KEEPER_JOIN="+strconv.Itoa(len(join)))
+	// Nothing of ours but PATH: the keeper hands it on to every executor, and it would
+	// stay as it is now for as long as the node runs.
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "BERTH_KEEPER_JOIN=" + strconv.Itoa(len(join))}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -110,15 +112,23 @@ func (cfg StartConfig) openCgroup() (files []*os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			files = nil
+		}
+	}()
 	for controller, path := range group.Paths() {
 		if controller == "cpuset" {
 			continue // a new one takes no process before it has cpus, and ours needs no limit
 		}
-		if err := os.MkdirAll(path, 0o755); err != nil {
+		if err = os.MkdirAll(path, 0o755); err != nil {
 			return files, err
 		}
-		f, err := os.OpenFile(filepath.Join(path, "cgroup.procs"), os.O_WRONLY, 0)
-		if err != nil {
+		var f *os.File
+		if f, err = os.OpenFile(filepath.Join(path, "cgroup.procs"), os.O_WRONLY, 0); err != nil {
 			return files, err
 		}
 		files = append(files, f)

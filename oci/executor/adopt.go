@@ -78,10 +78,11 @@ func (x *Executor) adopt(held []keeper.Held) (left []*takeover, err error) {
 }
 
 // holdBinary has the keeper start the next executor from our own sealed binary.
-// Where there is none (vm.memfd_noexec=2) it starts from the path.
+// Where there is none (vm.memfd_noexec=2) it starts from the path. Either tells the
+// keeper that this executor serves.
 func (x *Executor) holdBinary() error {
 	if !exeseal.IsSelfExeCloned() {
-		return nil
+		return x.keeper.Delete(keeper.Executable)
 	}
 	fd, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -14,7 +14,9 @@
 //     the read ends of stdout and stderr, log files, the pump's pipes, the
 //     listening socket, namespaces.
 //   - It starts the executor, and starts it again when it ends, and hands it
-//     everything it holds.
+//     everything it holds. One that was asked for by "exe", and has not put its own
+//     binary under "exe" after 15 s, which says that it serves, is killed, and the one
+//     before it is started.
 //   - It is the subreaper: containers whose parent, the executor, has died become
 //     its children. It waits for them and writes the exit file of each that has a
 //     name ending in "/PID-START", before it reaps it. A file that cannot be
@@ -63,5 +65,8 @@
 //     put before the executor died counts for its orphans.
 //   - A descriptor under a name stays open in the executor, under the same number,
 //     until the name is put anew or deleted; [Client.Become] relies on it.
-//   - There is one keeper for a state folder: flock on keeper.lock.
+//   - There is one keeper for a state folder: flock on keeper.lock. Who cannot have it
+//     ends, and says who has it; an executor that becomes the keeper waits for 5 s.
+//   - A "no" is the only answer that the keeper has no memory to remember: until it is
+//     sent nothing more is read.
 package keeper

@@ -243,6 +243,31 @@ func TestLateAnswers(t *testing.T) {
 	}
 }
 
+// A refusal that had no room is sent when there is some, too.
+func TestLateRefusal(t *testing.T) {
+	t.Setenv(envOf(rawMode))
+	r := newRig(t)
+	r.start(r.command(self(t)))
+	r.next()
+	const puts = 2000
+	p, _ := r.file("f")
+	r.do(order{Do: "raw", Text: "put fill/%d", N: puts})
+	restore := r.keeper.limit(t, 0)
+	r.do(order{Do: "raw", Text: "put refused/%d", N: 2, Paths: []string{p}})
+	r.do(order{Do: "raw", Text: "put end"})
+	r.idle()
+	said := r.do(order{Do: "read", Text: "ok end"}).Said
+	restore()
+	for n := range 2 {
+		if got := said[fmt.Sprintf("no refused/%d", n)]; got != 1 {
+			t.Errorf("put %d was refused %d times, want once", n, got)
+		}
+	}
+	if got := len(said); got != puts+4 {
+		t.Errorf("%d different messages, want %d", got, puts+4)
+	}
+}
+
 func envOf(assignment string) (name, value string) {
 	name, value, _ = strings.Cut(assignment, "=")
 	return name, value

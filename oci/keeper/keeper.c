@@ -46,6 +46,8 @@ static int lockfd = -1;           // flock: one keeper for a state folder
 static int sigfd = -1;
 static int next_have;             // the handing over is at this name; -1: done
 static int gone_pending;          // "gone" answers that had no room
+static char refused[KEEPER_MAX_NAME + 16]; // a "no" that had no room; nothing more is read before it is sent
+static long long serve_due;       // when an untried executor is given up; 0: never
 static long long spawn_due;       // when to start, CLOCK_MONOTONIC in ms; 0: not waiting
 static long long credit = KEEPER_CREDIT * 1000; // starts that need no waiting, in thousandths
 static long long credited_at;     // when it was last added to
@@ -167,6 +169,18 @@ static int tell(const char *text, int nfds, const int *fds)
 	}
 }
 
+// refuse answers a put for which there was no memory. There is none to remember
+// several either: see receive.
+static int refuse(const char *name)
+{
+	if (name)
+		snprintf(refused, sizeof refused, "no %s", name);
+	if (refused[0] && tell(refused, 0, NULL) < 0 && sock >= 0 && (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM))
+		return -1;
+	refused[0] = 0; // sent, or there is nobody to read it
+	return 0;
+}
+
 // flush sends what had no room: the handing over, then the late answers.
 // It returns 1 when there is still something to send.
 static int flush(void)
@@ -174,6 +188,8 @@ static int flush(void)
 	char line[KEEPER_MAX_NAME + 16];
 	if (sock < 0)
 		return 0;
+	if (refuse(NULL) < 0)
+		return 1;
 	for (; next_have >= 0 && next_have < nnames; next_have++) {
 		struct name *n = &names[next_have];
 		snprintf(line, sizeof line, "have %s", n->text);
@@ -222,10 +238,17 @@ static void spawn(void)
 		// of the way first, since either may hold the other's number.
 		int s = fcntl(pair[1], F_DUPFD_CLOEXEC, 10);
 		int m = mnt ? fcntl(mnt->fds[0], F_DUPFD_CLOEXEC, 10) : -1;
-		if (s < 0 || dup2(s, 3) < 0)
+		if (s < 0 || dup2(s, 3) < 0) {
+			say("socket for the executor: %s", strerror(errno));
 			_exit(126);
-		if (m < 0 || dup2(m, 4) < 0)
+		}
+		if (!mnt) {
 			close(4);
+		} else if (m < 0 || dup2(m, 4) < 0) {
+			// Without it the executor would make another, in which nothing is mounted.
+			say("mount namespace for the executor: %s", strerror(errno));
+			_exit(126);
+		}
 		setrlimit(RLIMIT_NOFILE, &files);
 		sigset_t none;
 		sigemptyset(&none);
@@ -245,6 +268,8 @@ static void spawn(void)
 	close(pair[1]);
 	if (untried)
 		untried = 2;
+	serve_due = untried ? now_ms() + KEEPER_SERVE_MS : 0;
+	refused[0] = 0;
 	sock = pair[0];
 	executor = pid;
 	next_have = 0;
@@ -278,10 +303,26 @@ static void executor_ended(void)
 	spawn_due = credit >= 0 ? now : now - credit;
 }
 
+// give_up ends an executor that was asked for and does not come to serve: the one
+// before it did. It returns how long there is still to wait, in milliseconds; -1: for
+// nothing.
+static int give_up(void)
+{
+	if (!executor || untried != 2 || !serve_due || !find(KEEPER_EXE_NAME))
+		return -1;
+	long long left = serve_due - now_ms();
+	if (left > 0)
+		return left;
+	say("%s does not serve after %d s, and is killed", executor_path, KEEPER_SERVE_MS / 1000);
+	kill(executor, SIGKILL); // our child, not yet reaped: the pid is still its own
+	serve_due = 0;
+	return -1;
+}
+
 // ---- children ----
 
-// start_time reads field 22 of /proc/PID/stat, which a zombie still has.
-static unsigned long long start_time(pid_t pid)
+// stat_of reads fields 22 and 3 of /proc/PID/stat, which a zombie still has.
+static unsigned long long stat_of(pid_t pid, char *state)
 {
 	char path[64], b[1024];
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -294,9 +335,16 @@ static unsigned long long start_time(pid_t pid)
 		return 0;
 	b[n] = 0;
 	char *p = strrchr(b, ')');
+	*state = p && p[1] ? p[2] : 0;
 	for (int field = 2; p && field < 22; field++)
 		p = strchr(p + 1, ' ');
 	return p ? strtoull(p + 1, NULL, 10) : 0;
+}
+
+static unsigned long long start_time(pid_t pid)
+{
+	char state;
+	return stat_of(pid, &state);
 }
 
 // registered says whether a name ends in "/PID-START".
@@ -382,9 +430,14 @@ static int carry(void)
 	int m = memfd_create("berth-keeper", 0);
 	if (m < 0)
 		return -1;
-	FILE *f = fdopen(dup(m), "w");
-	if (!f)
+	int d = dup(m);
+	FILE *f = d < 0 ? NULL : fdopen(d, "w");
+	if (!f) {
+		if (d >= 0)
+			close(d);
+		close(m);
 		return -1;
+	}
 	fprintf(f, "exec %d %d\nlock %d\nexe %s\nuntried %d\n", executor, sock, lockfd, executor_path, untried);
 	for (int i = 0; i < nnames; i++) {
 		fprintf(f, "name %d", names[i].nfds);
@@ -392,8 +445,10 @@ static int carry(void)
 			fprintf(f, " %d", names[i].fds[j]);
 		fprintf(f, " %s\n", names[i].text);
 	}
-	if (fclose(f) != 0)
+	if (fclose(f) != 0) {
+		close(m);
 		return -1;
+	}
 	return m;
 }
 
@@ -480,6 +535,8 @@ static void recover(int m)
 	}
 	fclose(f);
 	all_cloexec(1);
+	if (untried == 2)
+		serve_due = now_ms() + KEEPER_SERVE_MS;
 }
 
 // quit ends the executor, then this process: an orderly end that leaves the
@@ -497,7 +554,6 @@ static void quit(void)
 // cut says that some of the descriptors had no room in this process.
 static void message(char *b, int nfds, int *fds, int cut)
 {
-	char line[KEEPER_MAX_NAME + 16];
 	char *arg = strchr(b, ' ');
 	if (arg)
 		*arg++ = 0;
@@ -506,8 +562,7 @@ static void message(char *b, int nfds, int *fds, int cut)
 	if (!strcmp(b, "put") && !cut) {
 		struct name *n = add(arg, nfds, fds);
 		if (!n) {
-			snprintf(line, sizeof line, "no %s", arg);
-			tell(line, 0, NULL);
+			refuse(arg);
 			return;
 		}
 		if (!strcmp(arg, KEEPER_EXE_NAME))
@@ -519,10 +574,11 @@ static void message(char *b, int nfds, int *fds, int cut)
 	for (int i = 0; i < nfds; i++)
 		close(fds[i]);
 	if (!strcmp(b, "put")) {
-		snprintf(line, sizeof line, "no %s", arg);
-		tell(line, 0, NULL);
+		refuse(arg);
 	} else if (!strcmp(b, "del")) {
 		drop(arg);
+		if (!strcmp(arg, KEEPER_EXE_NAME))
+			untried = 0; // it serves, and has none that could be put
 		if (tell("gone", 0, NULL) < 0)
 			gone_pending++;
 	} else if (!strcmp(b, "exe")) {
@@ -541,7 +597,7 @@ static void message(char *b, int nfds, int *fds, int cut)
 // died counts for its orphans.
 static void receive(void)
 {
-	while (sock >= 0) {
+	while (sock >= 0 && refuse(NULL) == 0) {
 		char b[PATH_MAX + 16];
 		_Alignas(struct cmsghdr) char control[CMSG_SPACE(KEEPER_MAX_FDS * sizeof(int))];
 		struct iovec v = { b, sizeof b - 1 };
@@ -572,6 +628,29 @@ static void receive(void)
 
 // ---- life ----
 
+// lock_holder names the process that holds the lock, as far as it can be known.
+static const char *lock_holder(void)
+{
+	static char text[64];
+	char path[PATH_MAX], b[64];
+	snprintf(path, sizeof path, "%s/keeper.pid", state_dir);
+	int f = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = f < 0 ? -1 : read(f, b, sizeof b - 1);
+	if (f >= 0)
+		close(f);
+	b[n > 0 ? n : 0] = 0;
+	int pid = 0;
+	unsigned long long start = 0;
+	char state = 0;
+	if (sscanf(b, "%d %llu", &pid, &start) != 2)
+		snprintf(text, sizeof text, "keeper.pid does not say which");
+	else if (stat_of(pid, &state) == start && state != 'Z')
+		snprintf(text, sizeof text, "process %d", pid);
+	else
+		snprintf(text, sizeof text, "not process %d of keeper.pid, which has ended", pid);
+	return text;
+}
+
 static void take_lock(int wait)
 {
 	char path[PATH_MAX];
@@ -583,9 +662,20 @@ static void take_lock(int wait)
 		die(path);
 	// The lock belongs to the open file, so it ends with the last keeper that holds
 	// it. An executor that became the keeper has children to look after: it waits
-	// for the dead keeper's lock, which is free at once, rather than give up.
-	if (flock(lockfd, LOCK_EX | (wait ? 0 : LOCK_NB)) < 0)
-		die("another keeper holds keeper.lock");
+	// for the dead keeper's lock, which is free at once, rather than give up. Where it
+	// is not, another keeper has come up, and that one's executor takes over.
+	long long until = now_ms() + (wait ? KEEPER_LOCK_MS : 0);
+	for (int told = 0; flock(lockfd, LOCK_EX | LOCK_NB) < 0; told = 1) {
+		if (errno != EWOULDBLOCK && errno != EINTR)
+			die(path);
+		if (now_ms() >= until) {
+			say("another keeper holds keeper.lock: %s", lock_holder());
+			_exit(1);
+		}
+		if (!told)
+			say("waiting for keeper.lock: %s", lock_holder());
+		poll(NULL, 0, 20);
+	}
 }
 
 static void write_pid(void)
@@ -652,11 +742,14 @@ static void run(int statefd)
 		int more = flush(), timeout = -1;
 		if (stuck < 0)
 			timeout = 100;
+		int serves = give_up();
+		if (serves >= 0 && (timeout < 0 || serves < timeout))
+			timeout = serves;
 		if (spawn_due) {
 			long long left = spawn_due - now_ms();
 			timeout = left < 0 ? 0 : timeout < 0 || left < timeout ? (int)left : timeout;
 		}
-		struct pollfd f[2] = { { sigfd, POLLIN, 0 }, { sock, POLLIN | (more ? POLLOUT : 0), 0 } };
+		struct pollfd f[2] = { { sigfd, POLLIN, 0 }, { sock, (refused[0] ? 0 : POLLIN) | (more ? POLLOUT : 0), 0 } };
 		poll(f, 2, timeout);
 		receive();
 		struct signalfd_siginfo si;

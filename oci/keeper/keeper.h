@@ -8,6 +8,12 @@
 #define KEEPER_MAX_NAME 255
 #define KEEPER_CREDIT 100
 
+// How long an executor that was asked for may take to put its binary, which says that
+// it serves, where there is another to go back to; and how long an executor that has
+// become the keeper waits for the lock. In milliseconds.
+#define KEEPER_SERVE_MS 15000
+#define KEEPER_LOCK_MS 5000
+
 // How many descriptors from 3 on are cgroup.procs files that the keeper joins.
 #define KEEPER_JOIN_ENV "BERTH_KEEPER_JOIN"
 

@@ -244,7 +244,7 @@ func TestSecondKeeper(t *testing.T) {
 	second.Stderr = &stderr
 	err := second.Run()
 	exit, isExit := errors.AsType[*exec.ExitError](err)
-	if !isExit || exit.ExitCode() != 1 || !strings.Contains(stderr.String(), "another keeper holds keeper.lock") {
+	if !isExit || exit.ExitCode() != 1 || !strings.Contains(stderr.String(), fmt.Sprintf("another keeper holds keeper.lock: process %d", r.keeper.pid)) {
 		t.Errorf("a second keeper: %v, %q", err, stderr.String())
 	}
 	pid, err := os.ReadFile(filepath.Join(r.state, "keeper.pid"))
@@ -495,5 +495,137 @@ func TestHostileExecutor(t *testing.T) {
 	keeperPID := r.keeper.pid
 	if r.kill().Parent != keeperPID {
 		t.Error("the keeper did not survive it")
+	}
+}
+
+// limit lowers what a process may open so that free numbers are left, until the
+// returned function is called.
+func (p *process) limit(t testing.TB, free int) (restore func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Prlimit(p.pid, unix.RLIMIT_NOFILE, nil, &before); err != nil {
+		t.Fatal(err)
+	}
+	low := unix.Rlimit{Max: before.Max}
+	for n := 0; n < free || free == 0 && n < 1; low.Cur++ {
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", p.pid, low.Cur)); err != nil {
+			n++
+		}
+	}
+	if free == 0 {
+		low.Cur--
+	}
+	return p.setLimit(t, low, before)
+}
+
+func (p *process) setLimit(t testing.TB, now, before unix.Rlimit) (restore func()) {
+	t.Helper()
+	if err := unix.Prlimit(p.pid, unix.RLIMIT_NOFILE, &now, nil); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if err := unix.Prlimit(p.pid, unix.RLIMIT_NOFILE, &before, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What a replacement needs and cannot have is not lost to it, either.
+func TestReplaceWithoutRoom(t *testing.T) {
+	r := running(t)
+	open := openIn(t, r.keeper)
+	restore := r.keeper.limit(t, 1)
+	for range 3 {
+		r.do(order{Do: "replace", Paths: []string{r.link(fmt.Sprint("n", open))}})
+		open++
+		r.do(order{Do: "delete", Name: "none"}) // answered after it
+	}
+	open -= 3
+	if now := openIn(t, r.keeper); now != open {
+		t.Errorf("%d descriptors are open in the keeper, %d before", now, open)
+	}
+	restore()
+	path := r.link("at last")
+	r.do(order{Do: "replace", Paths: []string{path}})
+	eventually(t, "the keeper runs the new binary", func() bool { return r.keeper.image(t) == path })
+}
+
+// An executor does not start without the mount namespace that is held for it: it
+// would make another.
+func TestNoMountNamespaceNoExecutor(t *testing.T) {
+	r := running(t)
+	p, f := r.file("ns")
+	r.put(keeper.MountNamespace, p)
+	var before unix.Rlimit
+	if err := unix.Prlimit(r.keeper.pid, unix.RLIMIT_NOFILE, nil, &before); err != nil {
+		t.Fatal(err)
+	}
+	// Room for the socket, which goes to 10, and for nothing above.
+	restore := r.keeper.setLimit(t, unix.Rlimit{Cur: 11, Max: before.Max}, before)
+	r.exec.signal(t, unix.SIGKILL)
+	eventually(t, "the keeper tells of it", func() bool { return strings.Contains(r.said(), "mount namespace for the executor") })
+	restore()
+	r.next()
+	if r.exec.Four != f {
+		t.Errorf("descriptor 4 is %v, want %v", r.exec.Four, f)
+	}
+}
+
+// A new executor that hangs before it serves is given up.
+func TestExecutorThatHangs(t *testing.T) {
+	r := running(t)
+	good := r.link("good")
+	r.put(keeper.Executable, good)
+	script := filepath.Join(r.dir, "script")
+	writeScript(t, script, "exec sleep 3600")
+	r.do(order{Do: "exe", Paths: []string{script}})
+	r.kill()
+	if r.exec.Exe != good {
+		t.Errorf("%s was started, want the one before", r.exec.Exe)
+	}
+	if !strings.Contains(r.said(), script+" does not serve") {
+		t.Errorf("the keeper does not say so:\n%s", r.said())
+	}
+	r.put("name") // it goes on
+	r.kill()
+}
+
+// Who cannot have the lock says who has it, and does not wait for ever.
+func TestLockIsHeld(t *testing.T) {
+	for name, released := range map[string]bool{"for a moment": true, "for ever": false} {
+		t.Run(name, func(t *testing.T) {
+			r := running(t)
+			f, err := os.OpenFile(filepath.Join(r.state, "keeper.lock"), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			got := make(chan error, 1)
+			go func() { got <- unix.Flock(int(f.Fd()), unix.LOCK_EX) }()
+			eventually(t, "the test waits for the lock", func() bool {
+				b, err := os.ReadFile("/proc/locks")
+				return err == nil && strings.Contains(string(b), fmt.Sprintf("-> FLOCK  ADVISORY  WRITE %d ", os.Getpid()))
+			})
+			executor := r.exec.process
+			r.keeper.signal(t, unix.SIGKILL)
+			if err := <-got; err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the next keeper says that it waits", func() bool {
+				return strings.Contains(r.said(), "waiting for keeper.lock: ")
+			})
+			if released {
+				if err := unix.Flock(int(f.Fd()), unix.LOCK_UN); err != nil {
+					t.Fatal(err)
+				}
+				r.next()
+				return
+			}
+			executor.ended(t)
+			if !strings.Contains(r.said(), fmt.Sprintf("another keeper holds keeper.lock: not process %d", r.keeper.pid)) {
+				t.Errorf("it does not say why it ends:\n%s", r.said())
+			}
+		})
 	}
 }
