@@ -286,3 +286,49 @@ func TestExecutorDoesNotRead(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAckWaitsForExec: an exec that has ended is known to the executor until the one
+// who asked for it has his answer. By that it is not run twice.
+func TestAckWaitsForExec(t *testing.T) {
+	f := newFakeExecutor(t, 8)
+	e, c := f.open()
+	ctx, cancel := context.WithTimeout(t.Context(), late)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := e.Exec(ctx, wire.Exec{ID: "c", Exec: "e"}, nil)
+		done <- err
+	}()
+	exec, err := c.Recv()
+	if err != nil || exec.Op != wire.OpExec {
+		t.Fatal(exec, err)
+	}
+	short, cancelShort := context.WithTimeout(t.Context(), soon)
+	defer cancelShort()
+	if err := e.Ack(short, "c", "e"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("ack before the answer: %v", err)
+	}
+	go func() {
+		for _, want := range []wire.Ack{{ID: "c", Exec: "other"}, {ID: "c", Exec: "e"}} {
+			m, err := c.Recv()
+			var ack wire.Ack
+			if err != nil || m.Decode(&ack) != nil || m.Op != wire.OpAck || ack != want {
+				t.Errorf("received %+v, %v; want %+v", ack, err, want)
+				return
+			}
+			f.answer(c, m, nil)
+			if want.Exec == "other" {
+				f.answer(c, exec, wire.Created{PID: 1})
+			}
+		}
+	}()
+	if err := e.Ack(ctx, "c", "other"); err != nil {
+		t.Error(err)
+	}
+	if err := e.Ack(ctx, "c", "e"); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -117,8 +117,16 @@ func crashOps() []crashOp {
 			name:    "exec",
 			prepare: func(r *rig, id string) { r.container(id, nil) },
 			do: func(ctx context.Context, r *rig, id string) error {
-				_, err := r.Exec(ctx, wire.Exec{ID: id, Exec: "e", OwnCgroup: true, Process: testSpec([]string{"sleep"}, "").Process}, nil)
-				return err
+				for {
+					_, err := r.Exec(ctx, wire.Exec{ID: id, Exec: "e", OwnCgroup: true, Process: testSpec([]string{"sleep"}, "").Process}, nil)
+					if !errors.Is(err, &wire.Error{Code: wire.Lost}) {
+						return err
+					}
+					// Whether to do it again is for the caller to decide, once it is acknowledged.
+					if err := r.Ack(ctx, id, "e"); err != nil {
+						return err
+					}
+				}
 			},
 			check: func(t *testing.T, r *rig, id string, o wire.Observed) {
 				if len(o.Execs) != 1 || o.Execs[0].Exit != nil {

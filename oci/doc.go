@@ -13,6 +13,10 @@
 // which, and does it again if it was not. So a method fails only for reasons of
 // its own, for an ended context, or because both executor and keeper are gone.
 //
+// One request is not done again, since twice is not as good as once: an exec whose
+// executor died while it was being started may have run. Its error has the code
+// wire.Lost, and whether it is tried again is for the caller to decide.
+//
 // # Invariants
 //
 //   - Descriptors that are given to a method stay the caller's, to close when the

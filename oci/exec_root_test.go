@@ -580,3 +580,52 @@ func TestExecDuringKill(t *testing.T) {
 	t.Logf("%d of 200 execs failed; %d times one was killed to be run again", failed.Load(), strings.Count(r.said(), "was being exec'd"))
 	r.checkNothingLeft("c", held)
 }
+
+// TestExecAtMostOnce: an exec whose executor dies after it was let go, and before
+// anybody could write down which process it is, is told to be lost, has ended, and is
+// not run again.
+func TestExecAtMostOnce(t *testing.T) {
+	for _, own := range []bool{false, true} {
+		t.Run(fmt.Sprintf("own cgroup %t", own), func(t *testing.T) {
+			r := newRig(t)
+			r.container("c", []string{"sleep"})
+			executor := r.executorPID()
+			read, write, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer read.Close()
+			out := newCapture(read)
+			go out.read()
+			keeper := r.keeperPID()
+			if err := unix.Kill(keeper, unix.SIGSTOP); err != nil { // what is put now is not answered
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			request := wire.Exec{ID: "c", Exec: "e", OwnCgroup: own, Stdout: true, Process: execArgs("sleep", "0", "ran")}
+			go func() {
+				_, err := r.Exec(t.Context(), request, []*os.File{write})
+				write.Close()
+				done <- err
+			}()
+			out.await(t, "ran")
+			if err := errors.Join(unix.Kill(executor, unix.SIGKILL), unix.Kill(keeper, unix.SIGCONT)); err != nil {
+				t.Fatal(err)
+			}
+			wantCode(t, <-done, wire.Lost)
+			if e := r.wait("c/e"); !e.Lost || e.Code != 255 || e.Reason == "" {
+				t.Errorf("exit = %+v", e)
+			}
+			<-out.ended
+			if text := out.String(); text != "ran\n" { // it has ended, too: the pipe is at its end
+				t.Errorf("output %q", text)
+			}
+			if err := r.Ack(t.Context(), "c", "e"); err != nil { // and the name is free again
+				t.Error(err)
+			}
+			if e := r.exec("c", "e", execArgs("exit", "3"), wire.Exec{OwnCgroup: own}); e.created.PID == 0 {
+				t.Error("no process")
+			}
+		})
+	}
+}

@@ -45,15 +45,16 @@ type Executor struct {
 	state string
 
 	mu      sync.Mutex
-	conn    *conn    // +checklocks:mu
-	attempt *attempt // +checklocks:mu
-	closed  bool     // +checklocks:mu
+	execs   map[string]chan struct{} // +checklocks:mu Execs under way, by "ID/EXEC"; closed at their end
+	conn    *conn                    // +checklocks:mu
+	attempt *attempt                 // +checklocks:mu
+	closed  bool                     // +checklocks:mu
 }
 
 // Open connects to the executor of the state folder. It returns ErrGone if there
 // is none; Start starts one.
 func Open(ctx context.Context, state string) (*Executor, error) {
-	e := &Executor{state: state}
+	e := &Executor{state: state, execs: make(map[string]chan struct{})}
 	if _, err := e.connection(ctx); err != nil {
 		return nil, err
 	}
@@ -255,8 +256,11 @@ func (e *Executor) Update(ctx context.Context, u wire.Update) error {
 	return e.call(ctx, wire.OpUpdate, u, nil, nil, nil)
 }
 
-// Exec runs one more process in a container, with stdio as wire.Exec says.
+// Exec runs one more process in a container, with stdio as wire.Exec says. It is run
+// at most once: where the executor dies in the middle, and nobody can know whether it
+// ran, the error's code is wire.Lost.
 func (e *Executor) Exec(ctx context.Context, r wire.Exec, stdio []*os.File) (wire.Created, error) {
+	defer e.beginExec(r.ID, r.Exec)()
 	var created wire.Created
 	err := e.call(ctx, wire.OpExec, r, &created, stdio, func(ctx context.Context) (bool, error) {
 		o, err := e.Observe(ctx)
@@ -266,7 +270,7 @@ func (e *Executor) Exec(ctx context.Context, r wire.Exec, stdio []*os.File) (wir
 		for _, x := range o.Execs {
 			if x.ID == r.ID && x.Exec == r.Exec {
 				created = x.Process
-				return true, nil
+				return x.Process.PID != 0, nil // else it is lost, and to ask again is answered so
 			}
 		}
 		return false, nil
@@ -331,8 +335,39 @@ func (e *Executor) container(ctx context.Context, id string) (wire.Container, bo
 	return wire.Container{}, false, nil
 }
 
-// Ack says that an exit was recorded. exec is "" for the container's own.
+// beginExec keeps the exit of an exec from being acknowledged before Exec has
+// returned: by what the executor knows of it until then, one whose answer was lost is
+// not run again.
+func (e *Executor) beginExec(id, exec string) (end func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	key := id + "/" + exec
+	if e.execs[key] != nil {
+		return func() {} // twice at once: the executor refuses one of them
+	}
+	done := make(chan struct{})
+	e.execs[key] = done
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.execs, key)
+		close(done)
+	}
+}
+
+// Ack says that an exit was recorded. exec is "" for the container's own; that of an
+// Exec that has not returned yet waits for it.
 func (e *Executor) Ack(ctx context.Context, id, exec string) error {
+	e.mu.Lock()
+	under := e.execs[id+"/"+exec]
+	e.mu.Unlock()
+	if under != nil {
+		select {
+		case <-under:
+		case <-ctx.Done():
+			return fmt.Errorf("ack: %w", context.Cause(ctx))
+		}
+	}
 	return e.call(ctx, wire.OpAck, wire.Ack{ID: id, Exec: exec}, nil, nil, nil)
 }
 

@@ -236,18 +236,19 @@ func (x *Executor) adoptExecs(t *takeover, c *container, names map[string][]int)
 			klog.ErrorS(err, "exec's record cannot be read and is left alone", "container", c.id, "exec", name)
 			continue
 		}
-		if e.rec.Process.PID == 0 {
-			// It was being made. Its caller has been told nothing but the end of the
-			// connection, and its pipes have ended with the caller's wish.
-			t.slow = true
-			t.add(func() error { return x.dropExec(e) })
-			continue
-		}
 		c.execs[name] = e
+		e.lost = e.rec.Process.PID == 0
 		var exit wire.Exit
 		if err := read(x.files.exit(c.id, name), &exit); err == nil {
 			e.exit = &exit
 			close(e.exited)
+		}
+		if e.lost {
+			if e.exit == nil {
+				t.slow = true
+				t.add(func() error { return x.execLost(e) })
+			}
+			continue
 		}
 		if fds := names[execName(e.rec)]; len(fds) == 1 {
 			e.pidfd, e.held = fds[0], true

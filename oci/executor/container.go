@@ -48,6 +48,10 @@ type execProc struct {
 	c   *container
 	rec execRecord // not changed once the process runs
 
+	// lost says that it was being started when its executor died: it may have run, and
+	// does so no more.
+	lost bool
+
 	keep  sync.Mutex // held over what the keeper is told of it, until it has answered
 	held  bool       // +checklocks:keep
 	letGo bool       // +checklocks:keep the keeper was told to hold it no more

@@ -43,6 +43,17 @@ func (x *Executor) exec(ctx context.Context, req *wire.Exec, m *wire.Message) (w
 	if err != nil {
 		return wire.Created{}, err
 	}
+	c.mu.Lock()
+	pod := "pod " + c.rec.Pod
+	if c.rec.Pod == "" {
+		pod = "container " + c.id
+	}
+	c.mu.Unlock()
+	leave, err := x.gate.enter(ctx, pod, fmt.Sprintf("exec %s in %s, directory %q", req.Exec, c.id, req.Process.Cwd))
+	if err != nil {
+		return wire.Created{}, err
+	}
+	defer leave()
 	e := &execProc{c: c, pidfd: -1, exited: make(chan struct{}), rec: execRecord{ID: c.id, Exec: req.Exec}}
 	if req.OwnCgroup {
 		e.rec.Sub = "exec-" + req.Exec
@@ -54,7 +65,7 @@ func (x *Executor) exec(ctx context.Context, req *wire.Exec, m *wire.Message) (w
 		return wire.Created{}, badState(c.id, c.state, "exec needs a running container")
 	case c.execs[req.Exec] != nil:
 		defer c.mu.Unlock()
-		return wire.Created{}, &wire.Error{Code: wire.Exists, Message: fmt.Sprintf("exec %s in %s exists", req.Exec, c.id)}
+		return wire.Created{}, c.execs[req.Exec].again()
 	}
 	c.execs[req.Exec] = e
 	c.mu.Unlock()
@@ -80,12 +91,19 @@ func (x *Executor) exec(ctx context.Context, req *wire.Exec, m *wire.Message) (w
 	return wire.Created{}, err
 }
 
+// again answers a request with an id that was used before. Nothing is run twice: for
+// one that has an answer to come, this is it.
+func (e *execProc) again() error {
+	if e.lost {
+		return &wire.Error{Code: wire.Lost, Message: fmt.Sprintf("exec %s in %s: %s", e.rec.Exec, e.c.id, lostReason)}
+	}
+	return &wire.Error{Code: wire.Exists, Message: fmt.Sprintf("exec %s in %s exists", e.rec.Exec, e.c.id)}
+}
+
+const lostReason = "the executor died while it was being started: it may have run, and does so no more"
+
 func (x *Executor) runExec(e *execProc, req *wire.Exec, m *wire.Message) error {
 	if err := os.MkdirAll(x.files.execs(e.c.id), 0o700); err != nil {
-		return err
-	}
-	// Entered before it is done: the next executor finds the cgroup by it.
-	if err := write(x.files.exec(e.c.id, e.rec.Exec), e.rec); err != nil {
 		return err
 	}
 	process, err := x.process(req.Process)
@@ -100,6 +118,11 @@ func (x *Executor) runExec(e *execProc, req *wire.Exec, m *wire.Message) error {
 	lc, err := libcontainer.Load(x.files.libcontainer(), e.c.id)
 	if err != nil {
 		return fmt.Errorf("libcontainer: %w", err)
+	}
+	// Entered before it is done: the next executor finds the cgroup by it, and knows
+	// that it may have run. It is not run again then.
+	if err := write(x.files.exec(e.c.id, e.rec.Exec), e.rec); err != nil {
+		return err
 	}
 	if e.rec.Sub != "" {
 		sub, err := e.sub()
@@ -287,9 +310,14 @@ func (x *Executor) closeExec(e *execProc) {
 	}
 }
 
-// dropExec takes back what an exec has done that failed, or that was being started
-// when its executor died.
+// dropExec takes back what an exec has done that failed.
 func (x *Executor) dropExec(e *execProc) error {
+	return errors.Join(x.stopExec(e), remove(x.files.exec(e.c.id, e.rec.Exec)))
+}
+
+// stopExec ends what there may be of an exec that failed, or that was being started
+// when its executor died.
+func (x *Executor) stopExec(e *execProc) error {
 	x.closeExec(e)
 	if err := x.killOrphan(e); err != nil {
 		klog.ErrorS(err, "an exec that was being started may be left in the container", "container", e.c.id, "exec", e.rec.Exec)
@@ -305,7 +333,18 @@ func (x *Executor) dropExec(e *execProc) error {
 		case <-late.C: // it goes on; what it cannot end goes with the container
 		}
 	}
-	return errors.Join(err, remove(x.files.exec(e.c.id, e.rec.Exec)))
+	return err
+}
+
+// execLost deals with an exec that was being started when its executor died. Its
+// caller has been told nothing but the end of the connection: that it is lost he is
+// told when he asks again, and everybody by its exit.
+func (x *Executor) execLost(e *execProc) error {
+	if err := x.stopExec(e); err != nil {
+		return err
+	}
+	exit := &wire.Exit{ID: e.c.id, Exec: e.rec.Exec, Code: 255, At: time.Now(), Lost: true, Reason: lostReason}
+	return x.noteExec(e, exit)
 }
 
 func (x *Executor) dropSub(e *execProc) error {

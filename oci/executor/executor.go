@@ -37,6 +37,8 @@ type Executor struct {
 	limits limits
 	listen int
 
+	gate *gate // of execs that are being started
+
 	oomMu sync.Mutex // the accounts of slices, in their files; before the others
 
 	mu         sync.Mutex
@@ -99,6 +101,7 @@ func open(cfg Config) (*Executor, []keeper.Held, error) {
 		containers: make(map[string]*container),
 		pods:       make(map[string]*pod),
 		watchers:   make(map[*watcher]bool),
+		gate:       newGate(),
 		unread:     make(map[string]*unread),
 	}
 	var (

@@ -20,8 +20,8 @@ import (
 )
 
 // killOrphan ends an exec'd process whose executor died after it had let the
-// process go and before it had written down which one it is. The exec is done
-// again for its caller, and two of it must not run at a time. A process that had
+// process go and before it had written down which one it is. Its caller will be told
+// that it is lost. A process that had
 // not been let go ends by itself: libcontainer's end of its socket is gone.
 //
 // It is found by what only an exec makes: a process in the container's PID
@@ -31,7 +31,7 @@ import (
 func (x *Executor) killOrphan(e *execProc) error {
 	c := e.c
 	c.mu.Lock()
-	ours := c.execs[e.rec.Exec] == e
+	ours := c.execs[e.rec.Exec] == e && !e.lost
 	c.mu.Unlock()
 	if ours || e.rec.Sub != "" {
 		return nil // ours: libcontainer has ended it

@@ -186,6 +186,10 @@ func (x *Executor) endedUnseen(c *container) error {
 func (x *Executor) execEndedUnseen(e *execProc) error {
 	exit := x.gone(e.rec.Process)
 	exit.ID, exit.Exec = e.c.id, e.rec.Exec
+	return x.noteExec(e, exit)
+}
+
+func (x *Executor) noteExec(e *execProc, exit *wire.Exit) error {
 	err := write(x.files.exit(e.c.id, e.rec.Exec), exit)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // not there: its container was deleted meanwhile
 		return err

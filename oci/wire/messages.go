@@ -75,6 +75,7 @@ const (
 	Canceled    Code = "canceled"    // the caller stopped waiting
 	Unsupported Code = "unsupported" // this executor, or this kernel, cannot
 	Crashed     Code = "crashed"     // the request panicked; it was unwound
+	Lost        Code = "lost"        // whether it was done is not known; it is not done again
 )
 
 // Error is an answer that is an error.
@@ -203,7 +204,11 @@ type Update struct {
 	Resources *specs.LinuxResources
 }
 
-// Exec runs one more process in a container. Without a terminal the descriptors
+// Exec runs one more process in a container, at most once: the id is recorded before
+// the process is let go, and until the exit is acknowledged a repeated request is
+// answered Exists, or Lost where its executor died in the middle. Not more than 4
+// execs of a pod, and 64 of a node, are on their way to their program at a time; one
+// more waits 5 s, and is then refused with Failed. Without a terminal the descriptors
 // are stdin, stdout, stderr, each present as its flag says; with one there is a
 // single descriptor, a unix socket to which the terminal's master is sent.
 type Exec struct {
