@@ -97,9 +97,17 @@ func newRig(t testing.TB) *rig {
 // newRigOf is newRig with another executor.
 func newRigOf(t testing.TB, binary string) *rig {
 	t.Helper()
-	base := t.TempDir()
-	node := ocitest.New(t, binary)
-	r := &rig{Node: node, t: t, name: node.Name, state: node.Config.State, base: base}
+	return newRigOn(t, binary, func(*rig) {})
+}
+
+// newRigOn is newRigOf with a state folder that prepare has done something to.
+func newRigOn(t testing.TB, binary string, prepare func(*rig)) *rig {
+	t.Helper()
+	r := &rig{t: t, base: t.TempDir()}
+	ocitest.NewOn(t, binary, func(n *ocitest.Node) {
+		r.Node, r.name, r.state = n, n.Name, n.Config.State
+		prepare(r)
+	})
 	r.makeRoot()
 	r.exits = watchExits(r.Executor)
 	t.Cleanup(func() { r.exits.stop() }) // the last one

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	_ "github.com/opencontainers/cgroups/devices" // lets the managers set device rules
 	"github.com/opencontainers/cgroups/manager"
@@ -105,6 +106,9 @@ func (x *Executor) build(ctx context.Context, c *container, req *wire.Create) er
 	if err := write(x.files.in(c.id, "record"), c.rec); err != nil {
 		return err
 	}
+	if err := reserve(x.files.exit(c.id, "")); err != nil {
+		return err
+	}
 	config, giveBack, err := x.config(ctx, c, req)
 	defer func() {
 		for _, fn := range giveBack {
@@ -154,7 +158,9 @@ func (x *Executor) config(ctx context.Context, c *container, req *wire.Create) (
 		spec.Root = &specs.Root{}
 	}
 	spec.Root.Path = root
-	if err := x.fillNamespaces(ctx, c, spec); err != nil {
+	back, err := x.fillNamespaces(ctx, c, spec)
+	giveBack = append(giveBack, back...)
+	if err != nil {
 		return nil, giveBack, err
 	}
 	for i := range spec.Mounts {
@@ -191,8 +197,9 @@ func (x *Executor) config(ctx context.Context, c *container, req *wire.Create) (
 }
 
 // fillNamespaces replaces the placeholders by paths. They go through our own
-// descriptors, which name the namespace itself and not whoever now has its path.
-func (x *Executor) fillNamespaces(ctx context.Context, c *container, spec *specs.Spec) error {
+// descriptors, which name the namespace itself and not whoever now has its path. The
+// returned functions close those that were opened for it.
+func (x *Executor) fillNamespaces(ctx context.Context, c *container, spec *specs.Spec) (giveBack []func() error, err error) {
 	for i := range spec.Linux.Namespaces {
 		ns := &spec.Linux.Namespaces[i]
 		kind := nsName(ns.Type)
@@ -200,28 +207,48 @@ func (x *Executor) fillNamespaces(ctx context.Context, c *container, spec *specs
 		case ns.Path == wire.FromPod:
 			p, err := x.findPod(c.rec.Pod)
 			if err != nil {
-				return err
+				return giveBack, err
 			}
 			fd, ok := p.ns[kind]
 			if !ok {
-				return invalid("container %s: pod %s holds no %s namespace", c.id, p.id, kind)
+				return giveBack, invalid("container %s: pod %s holds no %s namespace", c.id, p.id, kind)
 			}
 			ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
 		case strings.HasPrefix(ns.Path, wire.FromContainer):
 			other, err := x.find(ctx, strings.TrimPrefix(ns.Path, wire.FromContainer))
 			if err != nil {
-				return err
+				return giveBack, err
 			}
-			other.mu.Lock()
-			pid, state := other.rec.Process.PID, other.state
-			other.mu.Unlock()
-			if state != wire.Running && state != wire.IsCreated {
-				return badState(other.id, state, "its "+kind+" namespace is gone")
+			fd, err := other.openNamespace(kind)
+			if err != nil {
+				return giveBack, err
 			}
-			ns.Path = fmt.Sprintf("/proc/%d/ns/%s", pid, kind)
+			giveBack = append(giveBack, func() error { return unix.Close(fd) })
+			ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
 		}
 	}
-	return nil
+	return giveBack, nil
+}
+
+// openNamespace opens a namespace of the container's first process.
+func (c *container) openNamespace(kind string) (fd int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock() // over nothing that waits; and the pidfd stays open
+	if c.state != wire.Running && c.state != wire.IsCreated || c.pidfd < 0 {
+		return -1, badState(c.id, c.state, "its "+kind+" namespace is gone")
+	}
+	path := fmt.Sprintf("/proc/%d/ns/%s", c.rec.Process.PID, kind)
+	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	// The number may be another's by now. It was this process's if that still lives.
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.pidfd), Events: unix.POLLIN}}, 0)
+	if err != nil || n > 0 {
+		unix.Close(fd)
+		return -1, badState(c.id, wire.Exited, "its "+kind+" namespace is gone")
+	}
+	return fd, nil
 }
 
 // nsName is a namespace's name under /proc/PID/ns.
@@ -264,7 +291,7 @@ func (x *Executor) spawn(c *container, req *wire.Create, config *configs.Config)
 	}
 	if err := io.receiveConsole(req.Console); err != nil {
 		io.closeOwnEnds()
-		return errors.Join(err, killChild(pid))
+		return errors.Join(err, killChild(pid, killTime))
 	}
 	return x.register(c, pid, io)
 }
@@ -275,13 +302,13 @@ func (x *Executor) register(c *container, pid int, io *stdio) error {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		io.closeOwnEnds()
-		return errors.Join(fmt.Errorf("pidfd: %w", err), killChild(pid))
+		return errors.Join(fmt.Errorf("pidfd: %w", err), killChild(pid, killTime))
 	}
 	stat, err := readStat(pid)
 	if err != nil {
 		io.closeOwnEnds()
 		unix.Close(pidfd)
-		return errors.Join(err, killChild(pid))
+		return errors.Join(err, killChild(pid, killTime))
 	}
 	c.mu.Lock()
 	c.pidfd, c.stdin, c.out = pidfd, io.stdin, io.out
@@ -327,13 +354,25 @@ func (x *Executor) watchProcess(c *container) error {
 	return err
 }
 
-// killChild ends and reaps a child that could not be registered.
-func killChild(pid int) error {
+// killChild ends and reaps a child that could not be registered. One that does not end
+// in time is in an uninterruptible sleep, and stays a child that nobody waits for.
+func killChild(pid int, within time.Duration) error {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		return err
 	}
-	_, err := unix.Wait4(pid, nil, 0, nil)
-	return err
+	// Not by a pidfd: there may be no descriptor left, which is why it was not registered.
+	deadline := time.Now().Add(within)
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		n, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil || n == pid:
+			return err
+		case time.Now().After(deadline):
+			return fmt.Errorf("process %d was killed and does not end", pid)
+		}
+		time.Sleep(wait) //nolint:forbidigo // see above
+	}
 }
 
 // start lets the container's own program run.

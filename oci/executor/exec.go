@@ -124,6 +124,9 @@ func (x *Executor) runExec(e *execProc, req *wire.Exec, m *wire.Message) error {
 	if err := write(x.files.exec(e.c.id, e.rec.Exec), e.rec); err != nil {
 		return err
 	}
+	if err := reserve(x.files.exit(e.c.id, e.rec.Exec)); err != nil {
+		return err
+	}
 	if e.rec.Sub != "" {
 		sub, err := e.sub()
 		if err != nil {
@@ -205,12 +208,12 @@ func (x *Executor) registerExec(e *execProc, process *libcontainer.Process) erro
 	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return errors.Join(fmt.Errorf("pidfd: %w", err), killChild(pid))
+		return errors.Join(fmt.Errorf("pidfd: %w", err), killChild(pid, killTime))
 	}
 	stat, err := readStat(pid)
 	if err != nil {
 		unix.Close(pidfd)
-		return errors.Join(err, killChild(pid))
+		return errors.Join(err, killChild(pid, killTime))
 	}
 	e.mu.Lock()
 	killed := e.pidfd == unwanted
@@ -229,7 +232,7 @@ func (x *Executor) registerExec(e *execProc, process *libcontainer.Process) erro
 	case errors.Is(err, keeper.ErrLost):
 		return err
 	case err != nil:
-		return errors.Join(err, killChild(pid))
+		return errors.Join(err, killChild(pid, killTime))
 	case killed:
 		// By execKill, which waits for the end and then takes the rest of the tree.
 		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // ended already is as good
@@ -312,7 +315,7 @@ func (x *Executor) closeExec(e *execProc) {
 
 // dropExec takes back what an exec has done that failed.
 func (x *Executor) dropExec(e *execProc) error {
-	return errors.Join(x.stopExec(e), remove(x.files.exec(e.c.id, e.rec.Exec)))
+	return errors.Join(x.stopExec(e), remove(x.files.exit(e.c.id, e.rec.Exec)+".tmp"), remove(x.files.exec(e.c.id, e.rec.Exec)))
 }
 
 // stopExec ends what there may be of an exec that failed, or that was being started

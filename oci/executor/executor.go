@@ -108,6 +108,7 @@ func open(cfg Config) (*Executor, []keeper.Held, error) {
 		held []keeper.Held
 		err  error
 	)
+	x.keeper.alone = &alone{is: make(chan struct{})}
 	if x.keeper.Client, held, err = keeper.Open(3); err != nil {
 		return nil, nil, err
 	}
@@ -135,14 +136,24 @@ func open(cfg Config) (*Executor, []keeper.Held, error) {
 	return x, held, nil
 }
 
+// aloneTime is how long operations wait for this executor to become the keeper.
+const aloneTime = 3 * time.Second
+
 // mindKeeper makes this process the keeper when the keeper is gone.
 func (x *Executor) mindKeeper() {
 	<-x.keeper.Lost()
+	began, alone := time.Now(), false
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := x.keeper.Become(x.files.state, x.binary)
-		// Only for want of memory, or a binary that is broken. The containers are still
-		// ours, signals, exits and logs go on; what needs a keeper waits.
+		// Only for want of memory or descriptors, or a binary that is broken. The
+		// containers are still ours, signals, exits and logs go on; what needs a keeper
+		// waits, and after a while is answered with the reason.
 		klog.ErrorS(err, "keeper is gone, and this executor could not take its place; it tries again")
+		if !alone && time.Since(began) > aloneTime {
+			x.keeper.alone.why = err
+			close(x.keeper.alone.is)
+			alone = true
+		}
 		time.Sleep(wait) //nolint:forbidigo // there is no event for memory that is free again
 	}
 }

@@ -134,7 +134,7 @@ func waitAtMost(done <-chan struct{}, d time.Duration) bool {
 func (x *Executor) settle(path string, pidfd int, process wire.Created, exit *wire.Exit) {
 	told := false
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		err := write(path, exit)
+		err := writeExit(path, exit)
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			break
 		}

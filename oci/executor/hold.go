@@ -43,16 +43,35 @@ func execName(r execRecord) string { return "x/" + r.ID + "/" + r.Exec + "/" + k
 // the keeper, and the next executor goes on from there. To take back what was
 // begun would only race with that, and an error would be told to a client that
 // has nothing to do with it.
-type holder struct{ *keeper.Client }
+//
+// An executor that cannot take the keeper's place answers all the same, after a while:
+// that it has none.
+type holder struct {
+	*keeper.Client
+	alone *alone
+}
 
-func (h holder) Put(name string, fds ...int) error { return untilReplaced(h.Client.Put(name, fds...)) }
-func (h holder) Delete(name string) error          { return untilReplaced(h.Client.Delete(name)) }
+// alone is the state of an executor that has no keeper and cannot become it.
+type alone struct {
+	is  chan struct{} // closed when that is so
+	why error         // set before
+}
 
-func untilReplaced(err error) error {
+func (h holder) Put(name string, fds ...int) error {
+	return h.untilReplaced(h.Client.Put(name, fds...))
+}
+func (h holder) Delete(name string) error { return h.untilReplaced(h.Client.Delete(name)) }
+
+func (h holder) untilReplaced(err error) error {
 	if errors.Is(err, keeper.ErrLost) {
-		select {} // mindKeeper execs, however often it has to try
+		<-h.alone.is // mindKeeper execs, however often it has to try
+		return h.alone.err()
 	}
 	return err
+}
+
+func (a *alone) err() error {
+	return &wire.Error{Code: wire.Failed, Message: fmt.Sprintf("the keeper is gone, and this executor cannot take its place yet: %v", a.why)}
 }
 
 // hold has the keeper hold a container's descriptors, log being the log file's.

@@ -60,10 +60,10 @@ type execRecord struct {
 //	  c/ID/record                  a container: its record
 //	  c/ID/stdout, stderr          FIFOs
 //	  c/ID/tail                    where its log stands; see tailfile.go
-//	  c/ID/exit                    how it ended, until it is deleted
+//	  c/ID/exit                    how it ended, until it is deleted; exit.tmp keeps room for it
 //	  c/ID/acked                   the exit was acknowledged
 //	  c/ID/x/EXEC                  an exec'd process: its record
-//	  c/ID/x/EXEC.exit             how it ended, until acknowledged
+//	  c/ID/x/EXEC.exit             how it ended, until acknowledged; EXEC.exit.tmp as above
 //	  log/2-N                      journals of the pump, in their second layout
 //
 // The folder is on a tmpfs: nothing in it is worth more than the processes it
@@ -126,6 +126,50 @@ func write(path string, v any) error {
 		_ = os.Remove(tmp)
 	}
 	return err
+}
+
+// exitRoom is what is kept free for an exit: a page of the tmpfs, and an exit is a few
+// hundred bytes.
+const exitRoom = 4096
+
+// reserve makes room for an exit file before there is anything to tell: when the state
+// folder is full, an end that cannot be written down would be told to nobody.
+func reserve(path string) error {
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, exitRoom); err != nil {
+		return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// writeExit is write, into the room that was reserved. Where it fails that stays.
+func writeExit(path string, exit *wire.Exit) error {
+	b, err := json.Marshal(exit)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_WRONLY, 0o600) // not truncated: that would give the room away
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(b, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(b)))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
 }
 
 func read(path string, v any) error {

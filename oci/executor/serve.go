@@ -197,8 +197,12 @@ func (v *conversation) request(ctx context.Context, cancel context.CancelFunc, m
 	if errors.Is(err, keeper.ErrLost) {
 		// This process is about to become the keeper. Without an answer the client asks
 		// the next executor, which knows what has become of it.
-		<-ctx.Done()
-		return
+		select {
+		case <-ctx.Done():
+			return
+		case <-v.x.keeper.alone.is:
+			err = v.x.keeper.alone.err()
+		}
 	}
 	v.mu.Lock()
 	delete(v.waiting, m.ID)

@@ -170,7 +170,7 @@ func (x *Executor) endedUnseen(c *container) error {
 	exit := x.gone(c.rec.Process)
 	exit.ID = c.id
 	exit.OOMKilled = x.oomKilled(c, exit)
-	if err := write(x.files.exit(c.id, ""), exit); err != nil {
+	if err := writeExit(x.files.exit(c.id, ""), exit); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -190,7 +190,7 @@ func (x *Executor) execEndedUnseen(e *execProc) error {
 }
 
 func (x *Executor) noteExec(e *execProc, exit *wire.Exit) error {
-	err := write(x.files.exit(e.c.id, e.rec.Exec), exit)
+	err := writeExit(x.files.exit(e.c.id, e.rec.Exec), exit)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // not there: its container was deleted meanwhile
 		return err
 	}

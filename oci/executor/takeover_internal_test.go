@@ -109,7 +109,7 @@ func half(t *testing.T, client *keeper.Client) *Executor {
 		files: files{state: memory(t)}, containers: make(map[string]*container),
 		pods: make(map[string]*pod), watchers: make(map[*watcher]bool),
 	}
-	x.keeper.Client = client
+	x.keeper = holder{Client: client, alone: &alone{is: make(chan struct{})}}
 	if err := x.files.makeFolders(); err != nil {
 		t.Fatal(err)
 	}
@@ -312,5 +312,26 @@ func TestOfAnother(t *testing.T) {
 				t.Errorf("%s was done to the other", name)
 			}
 		})
+	}
+}
+
+// TestNamespaceOfAnother: the number of a process that has ended may be another's,
+// whose namespace is not joined.
+func TestNamespaceOfAnother(t *testing.T) {
+	_, client := newFakeKeeper(t)
+	x := half(t, client)
+	c, end := x.child(t, "c")
+	fd, err := c.openNamespace("ipc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	end()
+	if err := reapWithin(t.Context(), c.pidfd); err != nil {
+		t.Fatal(err)
+	}
+	c.rec.Process.PID = os.Getpid() // who has its number now
+	if fd, err := c.openNamespace("ipc"); !errors.Is(err, &wire.Error{Code: wire.BadState}) {
+		t.Errorf("openNamespace = %d, %v", fd, err)
 	}
 }

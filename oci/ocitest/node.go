@@ -43,6 +43,13 @@ type Node struct {
 // then executor and keeper; what is left of them fails the test, and so does what the options name.
 func New(tb testing.TB, binary string, opts ...leak.Option) *Node {
 	tb.Helper()
+	return NewOn(tb, binary, func(*Node) {}, opts...)
+}
+
+// NewOn is New, but that prepare is called once the state folder is there and nothing else: it may
+// mount a file system on it.
+func NewOn(tb testing.TB, binary string, prepare func(*Node), opts ...leak.Option) *Node {
+	tb.Helper()
 	name := "berth-test-" + strings.ToLower(rand.Text()[:8])
 	// Not every machine's /run is a tmpfs.
 	n := &Node{Name: name, Folder: filepath.Join("/dev/shm", name), tb: tb}
@@ -55,6 +62,7 @@ func New(tb testing.TB, binary string, opts ...leak.Option) *Node {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(n.close)
+	prepare(n)
 	var err error
 	if n.Executor, err = oci.Start(tb.Context(), n.Config); err != nil {
 		tb.Fatalf("%v\n%s", err, n.Said())
@@ -109,8 +117,10 @@ func (n *Node) end(ctx context.Context) error {
 	if err == nil {
 		errs = append(errs, WaitGone(keeper))
 	}
-	if err := unix.Unmount(filepath.Join(n.Config.State, "m"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-		errs = append(errs, fmt.Errorf("unmount: %w", err))
+	for _, dir := range []string{filepath.Join(n.Config.State, "m"), n.Config.State} { // see NewOn
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", dir, err))
+		}
 	}
 	return errors.Join(append(errs, os.RemoveAll(n.Folder), RemoveCgroups(n.Name))...)
 }
