@@ -9,10 +9,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-cri/berth/oci"
@@ -331,4 +333,63 @@ func TestAckWaitsForExec(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestEnvironmentTravels: bytes that are no text reach the executor as they are.
+func TestEnvironmentTravels(t *testing.T) {
+	f := newFakeExecutor(t, 8)
+	e, c := f.open()
+	for name, env := range map[string][]string{
+		"text": {"A=ü", "B="},
+		"not":  {"A=ü", "KEY=\xff\xfe\x80", "B=\xc3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			process := &specs.Process{Env: env}
+			done := make(chan error, 1)
+			take := func(request any, call func() error) {
+				go func() { done <- call() }()
+				f.take(t, c, request)
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+			var create wire.Create
+			take(&create, func() error {
+				_, err := e.Create(t.Context(), wire.Create{ID: "c", Spec: &specs.Spec{Process: process}})
+				return err
+			})
+			var exec wire.Exec
+			take(&exec, func() error {
+				_, err := e.Exec(t.Context(), wire.Exec{ID: "c", Exec: "e", Process: process}, nil)
+				return err
+			})
+			for what, got := range map[string]struct {
+				env     [][]byte
+				process *specs.Process
+			}{"create": {create.Env, create.Spec.Process}, "exec": {exec.Env, exec.Process}} {
+				if name == "text" {
+					if got.env != nil || !slices.Equal(got.process.Env, env) {
+						t.Errorf("%s: %q and %q", what, got.process.Env, got.env)
+					}
+					continue
+				}
+				if !slices.EqualFunc(got.env, env, func(b []byte, v string) bool { return string(b) == v }) {
+					t.Errorf("%s: %q, want %q", what, got.env, env)
+				}
+			}
+		})
+	}
+}
+
+// take reads a request and answers it.
+func (f *fakeExecutor) take(t *testing.T, c *wire.Conn, request any) {
+	t.Helper()
+	m, err := c.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Decode(request); err != nil {
+		t.Fatal(err)
+	}
+	f.answer(c, m, wire.Created{PID: 1})
 }

@@ -629,3 +629,32 @@ func TestExecAtMostOnce(t *testing.T) {
 		})
 	}
 }
+
+// TestEnvironmentIsText: a variable that cannot be passed on unchanged is refused by
+// its name, and its value, which may be a secret, is told to nobody.
+func TestEnvironmentIsText(t *testing.T) {
+	r := newRig(t)
+	set := func(v string) option {
+		return func(c *wire.Create) { c.Spec.Process.Env = append(c.Spec.Process.Env, v) }
+	}
+	check := func(what string, err error) {
+		t.Helper()
+		wantCode(t, err, wire.Invalid)
+		if err == nil || !strings.Contains(err.Error(), `"TOKEN"`) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := r.Create(t.Context(), r.request("no", nil, set("TOKEN=secret\xff")))
+	check("create", err)
+	r.checkEmpty(t)
+	r.container("c", nil, set("NAME=Grüße"))
+	bad := execArgs("who")
+	bad.Env = append(bad.Env, "TOKEN=secret\xff")
+	_, err = r.tryExec("c", "bad", bad, wire.Exec{})
+	check("exec", err)
+	good := execArgs("who")
+	good.Env = append(good.Env, "NAME=Grüße")
+	if out, _, _ := r.run("c", "good", good); !strings.Contains(out, "NAME=Grüße") {
+		t.Errorf("environment:\n%s", out)
+	}
+}

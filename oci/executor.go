@@ -218,6 +218,9 @@ func (e *Executor) PodDelete(ctx context.Context, id string) error {
 
 // Create makes a container that waits to be started.
 func (e *Executor) Create(ctx context.Context, r wire.Create) (wire.Created, error) {
+	if r.Spec != nil {
+		r.Env = wire.EnvBytes(r.Spec.Process)
+	}
 	var created wire.Created
 	err := e.call(ctx, wire.OpCreate, r, &created, nil, func(ctx context.Context) (bool, error) {
 		c, ok, err := e.container(ctx, r.ID)
@@ -261,6 +264,7 @@ func (e *Executor) Update(ctx context.Context, u wire.Update) error {
 // ran, the error's code is wire.Lost.
 func (e *Executor) Exec(ctx context.Context, r wire.Exec, stdio []*os.File) (wire.Created, error) {
 	defer e.beginExec(r.ID, r.Exec)()
+	r.Env = wire.EnvBytes(r.Process)
 	var created wire.Created
 	err := e.call(ctx, wire.OpExec, r, &created, stdio, func(ctx context.Context) (bool, error) {
 		o, err := e.Observe(ctx)

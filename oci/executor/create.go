@@ -266,7 +266,7 @@ func nsName(t specs.LinuxNamespaceType) string {
 // spawn starts libcontainer's init and registers what came of it, so that from
 // here on the container outlives this executor.
 func (x *Executor) spawn(c *container, req *wire.Create, config *configs.Config) error {
-	process, err := x.process(req.Spec.Process)
+	process, err := x.process(req.Spec.Process, req.Env)
 	if err != nil {
 		return err
 	}

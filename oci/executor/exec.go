@@ -106,7 +106,7 @@ func (x *Executor) runExec(e *execProc, req *wire.Exec, m *wire.Message) error {
 	if err := os.MkdirAll(x.files.execs(e.c.id), 0o700); err != nil {
 		return err
 	}
-	process, err := x.process(req.Process)
+	process, err := x.process(req.Process, req.Env)
 	if err != nil {
 		return err
 	}

@@ -4,12 +4,14 @@
 package executor
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -17,10 +19,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process makes libcontainer's process from the spec's, within our limits.
-func (x *Executor) process(p *specs.Process) (*libcontainer.Process, error) {
+// process makes libcontainer's process from the spec's, within our limits. env is its
+// environment where p's cannot be it: see wire.EnvBytes.
+func (x *Executor) process(p *specs.Process, env [][]byte) (*libcontainer.Process, error) {
 	if len(p.Args) == 0 {
 		return nil, invalid("process without a command")
+	}
+	// libcontainer tells its init the environment in JSON, too, and has no other way.
+	// Better no process than one with another password than it was given.
+	for n, v := range env {
+		if !utf8.Valid(v) {
+			name, _, _ := bytes.Cut(v, []byte("="))
+			return nil, invalid("environment variable %d, %.100q, is not UTF-8: this executor cannot pass it on unchanged", n, name) // its value may be a secret
+		}
 	}
 	rlimits, err := x.limits.rlimits(p.Rlimits)
 	if err != nil {

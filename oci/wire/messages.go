@@ -6,7 +6,9 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -146,6 +148,7 @@ type Create struct {
 	ID     string
 	Pod    string // "" for none
 	Spec   *specs.Spec
+	Env    [][]byte `json:",omitempty"` // see EnvBytes
 	Rootfs Rootfs
 	// Systemd says which driver Spec.Linux.CgroupsPath is for: "/a/b" with
 	// cgroupfs, "a-b.slice:prefix:name" with systemd.
@@ -215,12 +218,28 @@ type Exec struct {
 	ID      string // container
 	Exec    string // this process; unique within the container
 	Process *specs.Process
+	Env     [][]byte `json:",omitempty"` // see EnvBytes
 	Stdin   bool
 	Stdout  bool
 	Stderr  bool
 	// OwnCgroup puts it into a cgroup of its own, so that ExecKill takes the
 	// whole tree and nothing else.
 	OwnCgroup bool
+}
+
+// EnvBytes is what the Env of a request must be. The kernel takes any bytes in a
+// process's environment, and JSON only UTF-8: in a string, anything else becomes
+// U+FFFD, silently. So where there is such a variable the whole environment travels as
+// bytes too, and these count. Else it is nil, and p's own counts.
+func EnvBytes(p *specs.Process) [][]byte {
+	if p == nil || !slices.ContainsFunc(p.Env, func(v string) bool { return !utf8.ValidString(v) }) {
+		return nil
+	}
+	var env [][]byte
+	for _, v := range p.Env {
+		env = append(env, []byte(v))
+	}
+	return env
 }
 
 // ExecTarget names an exec'd process.
