@@ -321,6 +321,11 @@ func (r *rig) settle(t *testing.T, held int) {
 	var left []string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) { //nolint:forbidigo // the kernel takes things down in its own time
 		left = r.leftovers()
+		for _, dir := range []string{"m", "c", "p", "lc"} { // what is being taken back is no longer observed
+			for _, name := range r.namesIn(dir) {
+				left = append(left, filepath.Join(dir, name))
+			}
+		}
 		if n := r.held(); n != held {
 			left = append(left, fmt.Sprintf("keeper holds %d names, want %d", n, held))
 		}

@@ -223,8 +223,9 @@ func (x *Executor) adoptExecs(t *takeover, c *container, names map[string][]int)
 	for _, entry := range entries {
 		name := entry.Name()
 		if of, isExit := strings.CutSuffix(strings.TrimSuffix(name, ".tmp"), ".exit"); isExit || strings.HasSuffix(name, ".tmp") {
-			if isExit && !exists(x.files.exec(c.id, of)) {
-				// It was acknowledged, and the executor died before all of it was forgotten.
+			if !isExit || !exists(x.files.exec(c.id, of)) {
+				// It was acknowledged, and the executor died before all of it was forgotten; or
+				// it died while it wrote a record.
 				if err := remove(x.files.exec(c.id, name)); err != nil {
 					klog.ErrorS(err, "remains of an exec", "container", c.id, "exec", of)
 				}
