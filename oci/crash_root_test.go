@@ -388,7 +388,8 @@ func (r *rig) leftovers() []string {
 		groups, _ := os.ReadFile("/proc/" + e.Name() + "/cgroup")
 		if err == nil && exe == binary || strings.Contains(string(groups), r.name) && !isOrphanZombie(pid, keeper, executor) {
 			command, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-			left = append(left, fmt.Sprintf("process %d: %q", pid, command))
+			stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
+			left = append(left, fmt.Sprintf("process %d: %q, %.60s", pid, command, stat))
 		}
 	}
 	return left

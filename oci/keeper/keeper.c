@@ -385,7 +385,9 @@ static int write_exit(const char *key, const siginfo_t *si)
 
 static void receive(void);
 
-// reap takes every zombie of ours. It returns -1 when one must stay for now.
+// reap takes every zombie of ours. It returns -1 when one must stay for now. __WALL: an
+// executor that became the keeper may have children that were to send no SIGCHLD, as
+// those by which Go tries what the kernel can.
 static int reap(void)
 {
 	static pid_t told; // the one of which it was said that it must stay
@@ -393,9 +395,9 @@ static int reap(void)
 		siginfo_t si;
 		si.si_pid = 0;
 		// The executor first: a zombie that must stay would hide that it has ended.
-		if (executor && waitid(P_PID, executor, &si, WEXITED | WNOHANG | WNOWAIT) < 0)
+		if (executor && waitid(P_PID, executor, &si, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0)
 			return 0;
-		if (!si.si_pid && (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) < 0 || !si.si_pid))
+		if (!si.si_pid && (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0 || !si.si_pid))
 			return 0;
 		// It may have ended just now, and its last words been sent just before.
 		receive();
@@ -411,7 +413,7 @@ static int reap(void)
 			}
 		}
 		int was_executor = si.si_pid == executor;
-		waitpid(si.si_pid, NULL, 0);
+		waitpid(si.si_pid, NULL, __WALL);
 		if (was_executor) {
 			if (quitting)
 				_exit(0);

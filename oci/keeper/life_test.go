@@ -215,6 +215,17 @@ func TestBecome(t *testing.T) {
 	}
 }
 
+// What the executor had started without wishing for a SIGCHLD is reaped, too, when it
+// has become the keeper.
+func TestBecomeWithSilentChild(t *testing.T) {
+	r := running(t)
+	child := r.process(r.do(order{Do: "clone"}).PID)
+	child.ended(t)
+	r.keeper.signal(t, unix.SIGKILL)
+	r.next()
+	eventually(t, "it is reaped", func() bool { return child.state() == "" })
+}
+
 // A keeper that does not answer is as good as dead: the client kills it, and the
 // executor takes its place. What was being put then is not held.
 func TestStoppedKeeper(t *testing.T) {
