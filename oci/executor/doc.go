@@ -28,6 +28,10 @@
 //     was taken back; destroy succeeds whether a step was done or not.
 //   - An exit is durable before anybody is told of it and before the process is
 //     reaped; it is told again until it is acknowledged.
+//   - Room for an exit is reserved before its process starts: a full state folder
+//     refuses what would begin, and hides no end.
+//   - An exec is run at most once. One that was being started when its executor died is
+//     lost: it is ended, its exit says so, and so is whoever asks for it again told.
 //   - A container at rest costs no goroutine, no thread and no object of
 //     libcontainer: one epoll waits for all pidfds and pipes.
 //   - No lock is held over a system call that may wait for a container, a file

@@ -271,7 +271,7 @@ func (a *actor) clone(r *report) error {
 		return errno
 	}
 	for pid == 0 {
-		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}
 	r.PID = int(pid)
 	return nil
