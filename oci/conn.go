@@ -23,8 +23,9 @@ type conn struct {
 	mu      sync.Mutex
 	next    uint64            // +checklocks:mu
 	waiting map[uint64]*inbox // +checklocks:mu
-	cancels []*wire.Message   // +checklocks:mu to be sent when there is room
-	cancel  chan struct{}     // has one element when there is something
+	// to be sent when there is room
+	cancels []*wire.Message // +checklocks:mu
+	cancel  chan struct{}   // has one element when there is something
 }
 
 func dial(ctx context.Context, path string) (*conn, error) {

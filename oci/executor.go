@@ -44,8 +44,9 @@ const maxDeaths = 20
 type Executor struct {
 	state string
 
-	mu      sync.Mutex
-	execs   map[string]chan struct{} // +checklocks:mu Execs under way, by "ID/EXEC"; closed at their end
+	mu sync.Mutex
+	// Execs under way, by "ID/EXEC"; closed at their end
+	execs   map[string]chan struct{} // +checklocks:mu
 	conn    *conn                    // +checklocks:mu
 	attempt *attempt                 // +checklocks:mu
 	closed  bool                     // +checklocks:mu

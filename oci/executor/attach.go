@@ -36,13 +36,16 @@ type sink struct {
 	stream int
 	f      *os.File
 
-	mu      sync.Mutex
-	queue   []byte        // +checklocks:mu
-	taken   int64         // +checklocks:mu bytes that the client has got
-	dropped int64         // +checklocks:mu bytes that it was too slow for
-	ended   bool          // +checklocks:mu nothing more is queued
-	wake    chan struct{} // one signal is enough
-	done    chan struct{} // closed when nothing more will be written
+	mu    sync.Mutex
+	queue []byte // +checklocks:mu
+	// bytes that the client has got
+	taken int64 // +checklocks:mu
+	// bytes that it was too slow for
+	dropped int64 // +checklocks:mu
+	// nothing more is queued
+	ended bool          // +checklocks:mu
+	wake  chan struct{} // one signal is enough
+	done  chan struct{} // closed when nothing more will be written
 }
 
 func newSink(stream int, f *os.File) *sink {

@@ -20,19 +20,26 @@ type container struct {
 	// must never wait for them (signal, kill all, exits, logs) does not take it.
 	op sync.Mutex
 
-	keep  sync.Mutex // held over what the keeper is told of this container, until it has answered
-	letGo bool       // +checklocks:keep the keeper was told to hold it no more
+	keep sync.Mutex // held over what the keeper is told of this container, until it has answered
+	// the keeper was told to hold it no more
+	letGo bool // +checklocks:keep
 
 	mu    sync.Mutex
-	rec   record               // +checklocks:mu
-	state wire.State           // +checklocks:mu
-	pidfd int                  // +checklocks:mu -1: none, or the process was waited for
-	token int32                // +checklocks:mu of the poller, for pidfd
-	stdin int                  // +checklocks:mu a pipe's write end or a terminal's master; -1: none
-	out   [2]int               // +checklocks:mu stdout and stderr as the keeper holds them; the tail's to close
-	held  string               // +checklocks:mu name in the keeper; "": not held
-	exit  *wire.Exit           // +checklocks:mu
-	acked bool                 // +checklocks:mu the exit was acknowledged
+	rec   record     // +checklocks:mu
+	state wire.State // +checklocks:mu
+	// -1: none, or the process was waited for
+	pidfd int // +checklocks:mu
+	// of the poller, for pidfd
+	token int32 // +checklocks:mu
+	// a pipe's write end or a terminal's master; -1: none
+	stdin int // +checklocks:mu
+	// stdout and stderr as the keeper holds them; the tail's to close
+	out [2]int // +checklocks:mu
+	// name in the keeper; "": not held
+	held string     // +checklocks:mu
+	exit *wire.Exit // +checklocks:mu
+	// the exit was acknowledged
+	acked bool                 // +checklocks:mu
 	execs map[string]*execProc // +checklocks:mu
 
 	settled chan struct{} // closed when it was made by this executor, or taken over as far as that can be done at once
@@ -52,12 +59,14 @@ type execProc struct {
 	// does so no more.
 	lost bool
 
-	keep  sync.Mutex // held over what the keeper is told of it, until it has answered
-	held  bool       // +checklocks:keep
-	letGo bool       // +checklocks:keep the keeper was told to hold it no more
+	keep sync.Mutex // held over what the keeper is told of it, until it has answered
+	held bool       // +checklocks:keep
+	// the keeper was told to hold it no more
+	letGo bool // +checklocks:keep
 
-	mu    sync.Mutex
-	pidfd int        // +checklocks:mu -1: not yet, or waited for
+	mu sync.Mutex
+	// -1: not yet, or waited for
+	pidfd int        // +checklocks:mu
 	token int32      // +checklocks:mu
 	exit  *wire.Exit // +checklocks:mu
 

@@ -43,9 +43,10 @@ type Executor struct {
 
 	mu         sync.Mutex
 	containers map[string]*container // +checklocks:mu
-	unread     map[string]*unread    // +checklocks:mu containers whose record cannot be read
-	pods       map[string]*pod       // +checklocks:mu
-	watchers   map[*watcher]bool     // +checklocks:mu
+	// containers whose record cannot be read
+	unread   map[string]*unread // +checklocks:mu
+	pods     map[string]*pod    // +checklocks:mu
+	watchers map[*watcher]bool  // +checklocks:mu
 
 	attached atomic.Int64
 	panics   atomic.Uint64

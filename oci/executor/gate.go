@@ -25,10 +25,13 @@ const (
 // gate bounds the execs that are being started, so that those of one pod which do
 // not come to their end cost neither the others nor the node's threads.
 type gate struct {
-	mu    sync.Mutex
-	under map[string][]*passage // +checklocks:mu by pod
-	n     int                   // +checklocks:mu all of them
-	left  chan struct{}         // +checklocks:mu closed and renewed when one leaves
+	mu sync.Mutex
+	// by pod
+	under map[string][]*passage // +checklocks:mu
+	// all of them
+	n int // +checklocks:mu
+	// closed and renewed when one leaves
+	left chan struct{} // +checklocks:mu
 }
 
 // passage is one exec on its way.

@@ -34,10 +34,13 @@ type pod struct {
 
 	// op is held while the pod is made or taken back, and while the end of its pause
 	// process is dealt with.
-	op    sync.Mutex
-	pause int   // +checklocks:op pidfd of the pause process; -1: none
-	token int32 // +checklocks:op of the poller, for pause
-	gone  bool  // +checklocks:op all of it was taken back
+	op sync.Mutex
+	// pidfd of the pause process; -1: none
+	pause int // +checklocks:op
+	// of the poller, for pause
+	token int32 // +checklocks:op
+	// all of it was taken back
+	gone bool // +checklocks:op
 
 	// Of Executor.mu.
 	going bool       // it is being taken back, and no container finds it any more

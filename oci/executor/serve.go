@@ -86,8 +86,9 @@ type conversation struct {
 	x    *Executor
 	conn *wire.Conn
 
-	mu      sync.Mutex
-	waiting map[uint64]context.CancelFunc // +checklocks:mu requests under way
+	mu sync.Mutex
+	// requests under way
+	waiting map[uint64]context.CancelFunc // +checklocks:mu
 }
 
 // converse serves one connection until its end. The end of a connection ends the

@@ -27,10 +27,12 @@ type fakeKeeper struct {
 	t    *testing.T
 	sock int
 
-	mu     sync.Mutex
-	refuse int             // +checklocks:mu so many puts
-	asked  int             // +checklocks:mu puts
-	held   map[string]bool // +checklocks:mu
+	mu sync.Mutex
+	// so many puts
+	refuse int // +checklocks:mu
+	// puts
+	asked int             // +checklocks:mu
+	held  map[string]bool // +checklocks:mu
 }
 
 func newFakeKeeper(t *testing.T) (*fakeKeeper, *keeper.Client) {

@@ -63,11 +63,13 @@ type Client struct {
 	sock *os.File
 	lost chan struct{}
 
-	mu     sync.Mutex
-	names  map[string][]int  // +checklocks:mu
-	puts   map[string][]*put // +checklocks:mu those without an answer, in their order
-	gones  []chan error      // +checklocks:mu in the order of the dels
-	isLost bool              // +checklocks:mu
+	mu    sync.Mutex
+	names map[string][]int // +checklocks:mu
+	// those without an answer, in their order
+	puts map[string][]*put // +checklocks:mu
+	// in the order of the dels
+	gones  []chan error // +checklocks:mu
+	isLost bool         // +checklocks:mu
 }
 
 // put is a Put that has no answer yet.
