@@ -26,6 +26,8 @@ type conn struct {
 	// to be sent when there is room
 	cancels []*wire.Message // +checklocks:mu
 	cancel  chan struct{}   // has one element when there is something
+
+	flushing chan struct{} // a lock that can be waited for with a context; before mu
 }
 
 func dial(ctx context.Context, path string) (*conn, error) {
@@ -37,7 +39,7 @@ func dial(ctx context.Context, path string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{wire: w, lost: make(chan struct{}), waiting: make(map[uint64]*inbox), cancel: make(chan struct{}, 1)}
+	c := &conn{wire: w, lost: make(chan struct{}), waiting: make(map[uint64]*inbox), cancel: make(chan struct{}, 1), flushing: make(chan struct{}, 1)}
 	go c.receive()
 	go c.sendCancels()
 	if err := c.do(ctx, wire.OpHello, body, &c.hello, nil); err != nil {
@@ -87,15 +89,36 @@ func (c *conn) sendCancels() {
 		case <-c.lost:
 			return
 		}
-		c.mu.Lock()
-		list := c.cancels
-		c.cancels = nil
-		c.mu.Unlock()
-		for _, m := range list {
-			if err := c.wire.Send(m); err != nil {
-				return // the executor has died, and there is nothing to cancel
-			}
+		if err := c.flush(context.Background()); err != nil {
+			return // the executor has died, and there is nothing to cancel
 		}
+	}
+}
+
+// flush sends what is to be cancelled. Each request does so before it is sent: what
+// somebody asks for after he has given up on a create, to delete it, say, must not
+// come before the executor knows of that.
+func (c *conn) flush(ctx context.Context) error {
+	select {
+	case c.flushing <- struct{}{}:
+		defer func() { <-c.flushing }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for {
+		c.mu.Lock()
+		if len(c.cancels) == 0 {
+			c.mu.Unlock()
+			return nil
+		}
+		m := c.cancels[0]
+		c.mu.Unlock()
+		if err := c.wire.SendContext(ctx, m); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		c.cancels = c.cancels[1:]
+		c.mu.Unlock()
 	}
 }
 
@@ -143,7 +166,11 @@ func (c *conn) begin(ctx context.Context, op wire.Op, body []byte, files []*os.F
 	id := c.next
 	c.waiting[id] = in
 	c.mu.Unlock()
-	if err := c.wire.SendContext(ctx, &wire.Message{Kind: wire.Request, Op: op, ID: id, Body: body, Files: files}); err != nil {
+	err := c.flush(ctx)
+	if err == nil {
+		err = c.wire.SendContext(ctx, &wire.Message{Kind: wire.Request, Op: op, ID: id, Body: body, Files: files})
+	}
+	if err != nil {
 		c.end(id)
 		if errors.Is(err, wire.ErrTooLarge) || ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 			return 0, nil, err

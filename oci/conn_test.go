@@ -393,3 +393,39 @@ func (f *fakeExecutor) take(t *testing.T, c *wire.Conn, request any) {
 	}
 	f.answer(c, m, wire.Created{PID: 1})
 }
+
+// TestCancelFirst: what is asked for after a caller has given up comes after the word
+// of that.
+func TestCancelFirst(t *testing.T) {
+	f := newFakeExecutor(t, 8)
+	e, c := f.open()
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := make(chan error, 1)
+		go func() { asked <- e.Delete(ctx, "given up") }()
+		m, err := c.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if err := <-asked; !errors.Is(err, context.Canceled) {
+			t.Fatalf("error = %v", err)
+		}
+		go func() { asked <- e.Delete(t.Context(), "after") }()
+		first, err := c.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := c.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first.Kind != wire.Cancel || first.ID != m.ID || second.Kind != wire.Request {
+			t.Fatalf("kinds %d, %d: want the cancel first", first.Kind, second.Kind)
+		}
+		f.answer(c, second, nil)
+		if err := <-asked; err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -66,13 +66,16 @@ func (x *Executor) create(ctx context.Context, req *wire.Create) (wire.Created, 
 	}
 	c.tail = newTail(x.pump, c.id, x.files.in(c.id, "tail"), req.LogMax)
 	close(c.settled)
-	if _, err := x.find(ctx, c.id); err != nil && ctx.Err() != nil {
-		return wire.Created{}, err // one of an executor that has died is on its way out
-	}
+	_, _ = x.find(ctx, c.id) // one of an executor that has died may be on its way out
 	c.op.Lock()
 	defer c.op.Unlock()
 	defer close(c.made)
 	x.mu.Lock()
+	if err := ctx.Err(); err != nil {
+		// Its caller has gone, and may have deleted it already: nobody would do so again.
+		x.mu.Unlock()
+		return wire.Created{}, fmt.Errorf("container %s was not begun: %w", c.id, err)
+	}
 	if x.containers[c.id] != nil {
 		x.mu.Unlock()
 		return wire.Created{}, &wire.Error{Code: wire.Exists, Message: "container " + c.id + " exists"}

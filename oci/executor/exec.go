@@ -60,6 +60,9 @@ func (x *Executor) exec(ctx context.Context, req *wire.Exec, m *wire.Message) (w
 	}
 	c.mu.Lock()
 	switch {
+	case ctx.Err() != nil:
+		defer c.mu.Unlock()
+		return wire.Created{}, ctx.Err() // as in create
 	case c.state != wire.Running:
 		defer c.mu.Unlock()
 		return wire.Created{}, badState(c.id, c.state, "exec needs a running container")

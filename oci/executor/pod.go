@@ -76,6 +76,10 @@ func (x *Executor) podCreate(ctx context.Context, req *wire.PodCreate, m *wire.M
 	var partial *pod
 	for {
 		x.mu.Lock()
+		if err := ctx.Err(); err != nil {
+			x.mu.Unlock()
+			return err // as in create
+		}
 		before := x.pods[req.ID]
 		if before == nil || before.partial && !before.going && before.ended == nil {
 			if partial = before; partial != nil {

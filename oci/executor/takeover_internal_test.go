@@ -337,3 +337,40 @@ func TestNamespaceOfAnother(t *testing.T) {
 		t.Errorf("openNamespace = %d, %v", fd, err)
 	}
 }
+
+// TestCallerGone: what nobody waits for any more is not begun: who has given up may
+// have deleted it already.
+func TestCallerGone(t *testing.T) {
+	_, client := newFakeKeeper(t)
+	x := half(t, client)
+	x.gate = newGate()
+	runs, _ := x.child(t, "runs")
+	close(runs.settled)
+	spec := &specs.Spec{Process: &specs.Process{Args: []string{"x"}}, Linux: &specs.Linux{}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, begin := range map[string]func() error{
+		"create": func() error {
+			_, err := x.create(ctx, &wire.Create{ID: "c", Spec: spec, Rootfs: wire.Rootfs{Bind: t.TempDir()}})
+			return err
+		},
+		"pod": func() error {
+			return x.podCreate(ctx, &wire.PodCreate{ID: "p"}, &wire.Message{})
+		},
+		"exec": func() error {
+			_, err := x.exec(ctx, &wire.Exec{ID: "runs", Exec: "e", Process: spec.Process}, &wire.Message{})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 100 { // a context that has ended does not always win
+				if err := begin(); !errors.Is(err, context.Canceled) {
+					t.Fatalf("begun, and then %v", err)
+				}
+			}
+			if x.containers["c"] != nil || x.pods["p"] != nil || len(runs.execs) > 0 || exists(x.files.container("c")) || exists(x.files.pod("p")) {
+				t.Error("it is there")
+			}
+		})
+	}
+}
