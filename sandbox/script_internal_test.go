@@ -34,6 +34,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts in testdata gi
 //	> container POD NAME [attempt=N] [image=I] [arg=A] [mount=PATH]
 //	> start | remove CONTAINER, stop CONTAINER GRACE, stop-pod | remove-pod POD
 //	> exit CONTAINER CODE, deaf CONTAINER, lose CONTAINER     what a process does, or the executor loses
+//	> end-pause POD, garble CONTAINER                         what the executor tells of at the next start
 //	> fail | hang | panic POINT, heal POINT                   at a step's effect
 //	> kill, boot, reboot                                      berth, or the machine
 //	> sleep DURATION, settle                                  simulated time; until nothing moves
@@ -290,6 +291,10 @@ func (s *script) meddle(what, on, arg string) string {
 		s.n.endLocked(id, code)
 	case "deaf":
 		s.n.deaf[id] = true
+	case "end-pause":
+		s.n.pauseless[id] = true
+	case "garble":
+		s.n.garbled[id] = true
 	case "lose":
 		delete(s.n.containers, id)
 	case "fail":

@@ -73,8 +73,16 @@ func (rt *Runtime) observe(ctx context.Context) (*seen, error) {
 	for _, id := range o.Pods {
 		s.pods[id] = true
 	}
+	for _, x := range o.PausesEnded {
+		s.pods[x.ID] = false // its PID namespace is gone, and with it all that ran there
+	}
 	for _, c := range o.Containers {
 		s.containers[c.ID] = c
+	}
+	for _, u := range o.Unreadable {
+		// It may run; but nobody can log what it writes, stop it in order, or say how it
+		// ends. It counts as lost, and is taken back.
+		s.containers[u.ID] = wire.Container{ID: u.ID, State: wire.Exited}
 	}
 	return s, nil
 }

@@ -49,6 +49,8 @@ type node struct {
 	fails      map[string]error
 	hangs      map[string]chan struct{} // closed when it is healed
 	panics     map[string]bool
+	pauseless  map[string]bool // pods whose pause has ended
+	garbled    map[string]bool // containers whose record the executor cannot read
 	watchers   map[*simWatcher]bool
 	pid        int
 }
@@ -72,6 +74,7 @@ func newNode(tb testing.TB) *node {
 	return &node{
 		tb: tb, cfg: storetest.MemoryFolders(tb),
 		pods: make(map[string]bool), containers: make(map[string]*simContainer), pins: make(map[string]bool),
+		pauseless: make(map[string]bool), garbled: make(map[string]bool),
 		attached: make(map[string]bool), rootfs: make(map[string]bool), deaf: make(map[string]bool),
 		fails: make(map[string]error), hangs: make(map[string]chan struct{}), panics: make(map[string]bool), watchers: make(map[*simWatcher]bool),
 	}
@@ -286,8 +289,17 @@ func (l *life) Delete(ctx context.Context, id string) error {
 func (l *life) Observe(ctx context.Context) (o wire.Observed, err error) {
 	err = l.effect(ctx, "observe", func() error {
 		o.Pods = slices.Sorted(maps.Keys(l.pods))
+		for _, id := range o.Pods {
+			if l.pauseless[id] {
+				o.PausesEnded = append(o.PausesEnded, wire.Exit{ID: id})
+			}
+		}
 		for _, id := range slices.Sorted(maps.Keys(l.containers)) {
 			c := l.containers[id]
+			if l.garbled[id] {
+				o.Unreadable = append(o.Unreadable, wire.Unreadable{ID: id})
+				continue
+			}
 			o.Containers = append(o.Containers, wire.Container{ID: id, Pod: c.pod, State: c.state, Process: c.proc, Exit: c.exit})
 		}
 		return nil
