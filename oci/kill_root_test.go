@@ -13,11 +13,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-cri/berth/oci"
@@ -301,4 +304,63 @@ func percentiles(d []time.Duration) string {
 		}
 	}
 	return fmt.Sprintf("p50 %v, max %v of %d", s[len(s)/2].Round(100*time.Microsecond), s[len(s)-1].Round(100*time.Microsecond), len(s))
+}
+
+// TestKillCreateLeavesNoChild: a create that is killed, at whichever of its steps,
+// leaves no child that nobody waits for. One in the PID namespace of a pod would keep
+// the pod's pause process from ending.
+func TestKillCreateLeavesNoChild(t *testing.T) {
+	r := newRig(t)
+	for n := range 30 {
+		pod, id := fmt.Sprint("p", n), fmt.Sprint("c", n)
+		if err := r.PodCreate(t.Context(), wire.PodCreate{ID: pod, SharePID: true, PauseCgroup: "/" + r.name + "/" + pod}, nil); err != nil {
+			t.Fatal(err)
+		}
+		created := make(chan error, 1)
+		go func() {
+			_, err := r.Create(t.Context(), r.request(id, []string{"sleep"}, func(c *wire.Create) {
+				c.Pod = pod
+				for i := range c.Spec.Linux.Namespaces {
+					if c.Spec.Linux.Namespaces[i].Type == specs.PIDNamespace {
+						c.Spec.Linux.Namespaces[i].Path = wire.FromPod
+					}
+				}
+			}))
+			created <- err
+		}()
+		time.Sleep(time.Duration(n) * 500 * time.Microsecond) //nolint:forbidigo // not to wait for anything: to be at another step each time
+		kerr := r.KillAll(t.Context(), id)
+		if kerr != nil && !errors.Is(kerr, &wire.Error{Code: wire.NotFound}) {
+			t.Error(kerr)
+		}
+		err := <-created
+		if err := r.KillAll(t.Context(), id); err != nil && !errors.Is(err, &wire.Error{Code: wire.NotFound}) {
+			t.Error(err)
+		}
+		if derr := r.Delete(t.Context(), id); derr != nil {
+			t.Error(derr)
+		}
+		if list := r.zombies(); len(list) > 0 {
+			t.Errorf("try %d, create: %v: left are %q", n, err, list)
+		}
+		if err := r.PodDelete(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// zombies lists the executor's children that have ended and were not waited for.
+func (r *rig) zombies() (list []string) {
+	r.t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	of := fmt.Sprintf(") Z %d ", r.executorPID())
+	for _, path := range paths {
+		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), of) {
+			list = append(list, string(b[:min(len(b), 60)]))
+		}
+	}
+	return list
 }

@@ -284,6 +284,7 @@ func (x *Executor) spawn(c *container, req *wire.Create, config *configs.Config)
 		io.closeOwnEnds()
 		return fmt.Errorf("libcontainer: %w", err)
 	}
+	defer x.starts.begin()()
 	if err := lc.Start(process); err != nil {
 		io.closeOwnEnds()
 		return err

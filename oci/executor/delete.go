@@ -88,6 +88,9 @@ func (x *Executor) destroy(c *container) error {
 	unfinished := c.state == wire.Creating
 	c.mu.Unlock()
 	if unfinished {
+		if err := x.reapStrays(); err != nil {
+			return err
+		}
 		x.oomKilled(c, &wire.Exit{}) // else what was killed in it would be put down to another
 	}
 	if err := x.removeCgroup(ctx, c); err != nil {

@@ -140,6 +140,7 @@ func (x *Executor) runExec(e *execProc, req *wire.Exec, m *wire.Message) error {
 		}
 		process.SubCgroupPaths = sub.SubCgroupPaths()
 	}
+	defer x.starts.begin()()
 	if err := lc.Start(process); err != nil {
 		return err
 	}
@@ -327,6 +328,9 @@ func (x *Executor) stopExec(e *execProc) error {
 	x.closeExec(e)
 	if err := x.killOrphan(e); err != nil {
 		klog.ErrorS(err, "an exec that was being started may be left in the container", "container", e.c.id, "exec", e.rec.Exec)
+	}
+	if err := x.reapStrays(); err != nil {
+		klog.ErrorS(err, "children of an exec that failed may be left", "container", e.c.id, "exec", e.rec.Exec)
 	}
 	var err error
 	if e.rec.Sub != "" {

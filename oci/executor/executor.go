@@ -37,7 +37,8 @@ type Executor struct {
 	limits limits
 	listen int
 
-	gate *gate // of execs that are being started
+	gate   *gate // of execs that are being started
+	starts starts
 
 	oomMu sync.Mutex // the accounts of slices, in their files; before the others
 

@@ -65,9 +65,10 @@ func (x *Executor) process(p *specs.Process, env [][]byte) (*libcontainer.Proces
 
 // procStat is what /proc/PID/stat says of a process.
 type procStat struct {
-	state byte
-	start uint64 // clock ticks after boot
-	code  int    // wait status; only of a zombie
+	state  byte
+	parent int
+	start  uint64 // clock ticks after boot
+	code   int    // wait status; only of a zombie
 }
 
 func readStat(pid int) (procStat, error) {
@@ -80,7 +81,7 @@ func readStat(pid int) (procStat, error) {
 
 // parseStat reads the fields after the command's name, which may hold anything.
 func parseStat(text string) (procStat, error) {
-	const stateField, startField, codeField = 3, 22, 52
+	const stateField, parentField, startField, codeField = 3, 4, 22, 52
 	end := strings.LastIndexByte(text, ')')
 	if end < 0 {
 		return procStat{}, errors.New("stat: no command name")
@@ -88,6 +89,10 @@ func parseStat(text string) (procStat, error) {
 	fields := strings.Fields(text[end+1:])
 	if len(fields) <= codeField-stateField {
 		return procStat{}, fmt.Errorf("stat: %d fields", len(fields))
+	}
+	parent, err := strconv.Atoi(fields[parentField-stateField])
+	if err != nil {
+		return procStat{}, fmt.Errorf("stat: parent: %w", err)
 	}
 	start, err := strconv.ParseUint(fields[startField-stateField], 10, 64)
 	if err != nil {
@@ -97,7 +102,7 @@ func parseStat(text string) (procStat, error) {
 	if err != nil {
 		return procStat{}, fmt.Errorf("stat: exit code: %w", err)
 	}
-	return procStat{state: fields[0][0], start: start, code: code}, nil
+	return procStat{state: fields[0][0], parent: parent, start: start, code: code}, nil
 }
 
 // pidfdInfo is struct pidfd_info of include/uapi/linux/pidfd.h, version 1.
