@@ -42,7 +42,8 @@
 //   - A takeover waits for no container before it serves, and for a log that it has
 //     to look for no more than findTime. What fails of it for one container is tried
 //     again until it is done; its process is watched before all else.
-//   - wait4(-1) is never called: libcontainer waits for children of its own.
+//   - wait4(-1) is never called: libcontainer waits for children of its own. Those
+//     that it forgets when a start fails are reaped one by one (stray.go).
 //   - A descriptor that the keeper holds stays open here, under its number, until
 //     the keeper has let go of it (see keeper.Client.Become).
 //
