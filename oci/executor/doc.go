@@ -39,7 +39,7 @@
 //   - A file system that does not answer costs a thread for each of the few visits
 //     that hang in it (pump.go), and delays only what is on it: neither other logs,
 //     nor the exit, the kill or the delete of a container whose log is there.
-//   - A takeover waits for no container before it serves, and for a log that it has
+//   - A takeover waits for no container before it serves, and for each log that it has
 //     to look for no more than findTime. What fails of it for one container is tried
 //     again until it is done; its process is watched before all else.
 //   - wait4(-1) is never called: libcontainer waits for children of its own. Those
@@ -49,15 +49,20 @@
 //
 // # Locks
 //
-// In this order: container.op, then the turn of a tail with tail.io, then
-// tail.telling, then container.keep or execProc.keep, then Executor.mu or
-// container.mu, then execProc.mu, then tail.mu, then watcher.mu, sink.mu, pump.mu or
-// poller.mu.
+// In this order: container.op, pod.op or unread.op, then the turn of a tail with
+// tail.io, then tail.telling, then container.keep or execProc.keep, then Executor.mu
+// or container.mu, then execProc.mu, then tail.mu, then those in which nothing else
+// is taken: watcher.mu, sink.mu, pump.mu, poller.mu, gate.mu, starts.mu. Only a pod
+// that nobody else has seen yet is locked under Executor.mu.
 //
-// Four are held over what may take long:
+// These are held over what may take long:
 //
 //	container.op   create, start, update, delete. Nobody takes it to signal, kill, log,
-//	               or note an end; what is left of a log that hung takes it at its end.
+//	               or note an end, but a takeover for an end that nobody has seen; what
+//	               is left of a log that hung takes it at its end.
+//	pod.op         while a pod is made or taken back, and while the end of its pause
+//	               process is dealt with.
+//	unread.op      while a container is taken back whose record cannot be read.
 //	a tail's turn  over writes to the log, and the waiting for a journal. It is waited
 //	               for with a deadline, or by a goroutine that nobody waits for.
 //	tail.telling   until the keeper has answered which descriptors of a log it holds.
