@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-cri/berth/oci/ns"
 	"github.com/berth-cri/berth/oci/wire"
 	"github.com/berth-cri/berth/store"
 	"github.com/berth-cri/berth/store/content"
@@ -273,6 +274,7 @@ func (rt *Runtime) sweep(ctx context.Context, s *seen) {
 			rt.report(rt.cfg.Executor.PodDelete(ctx, id), "pod", id)
 		}
 	}
+	rt.sweepNetwork(ctx, known)
 	pins, err := rt.cfg.Namespaces.List()
 	rt.report(err, "folder", "of network namespaces")
 	for _, id := range pins {
@@ -289,6 +291,20 @@ func (rt *Runtime) sweep(ctx context.Context, s *seen) {
 			if !known(e.Name()) {
 				rt.report(os.RemoveAll(filepath.Join(dir, e.Name())), "folder", dir)
 			}
+		}
+	}
+}
+
+// sweepNetwork gives back what pods have that the store does not name: their addresses
+// outlive a reboot. It comes before their namespaces go, which plugins look into.
+func (rt *Runtime) sweepNetwork(ctx context.Context, known func(id string) bool) {
+	ids, err := rt.cfg.Network.Attachments()
+	rt.report(err, "folder", "of attachments")
+	for _, id := range ids {
+		if !known(string(id)) {
+			rt.cfg.Log.Info("Pod that nobody names is disconnected", "pod", id)
+			p := PodNetwork{ID: id, NetNS: ns.Pin(rt.cfg.PinDir, string(id))}
+			rt.report(rt.cfg.Network.Detach(ctx, p), "pod", string(id))
 		}
 	}
 }

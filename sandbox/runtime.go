@@ -75,6 +75,8 @@ type Network interface {
 	// Detach undoes Attach, whether that was done, done in part, or not at all, and
 	// however often it is called. The namespace may be gone.
 	Detach(ctx context.Context, p PodNetwork) error
+	// Attachments returns the pods that are connected, or may be.
+	Attachments() ([]store.PodID, error)
 	// Dial connects to a port on the loopback interface of a network namespace, by its
 	// path; of the node's own where that is "".
 	Dial(ctx context.Context, netns string, port int32) (net.Conn, error)

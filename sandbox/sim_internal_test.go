@@ -448,6 +448,16 @@ func (s simNetwork) Detach(ctx context.Context, p PodNetwork) error {
 	return s.l.effect(ctx, "detach", func() error { delete(s.l.attached, string(p.ID)); return nil })
 }
 
+func (s simNetwork) Attachments() (ids []store.PodID, err error) {
+	err = s.l.effect(context.Background(), "attachments", func() error {
+		for _, id := range slices.Sorted(maps.Keys(s.l.attached)) {
+			ids = append(ids, store.PodID(id))
+		}
+		return nil
+	})
+	return ids, err
+}
+
 func (s simNetwork) Dial(ctx context.Context, _ string, port int32) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))

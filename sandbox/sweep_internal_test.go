@@ -31,3 +31,31 @@ func TestSweepOfWhatIsGone(t *testing.T) {
 		t.Errorf("said:\n%s", said.String())
 	}
 }
+
+// TestSweepNetwork gives back what a pod has that the store does not name, and nothing of
+// one that it does.
+func TestSweepNetwork(t *testing.T) {
+	alive(t, func(t *testing.T, l *life) {
+		pod := l.mustPod(t, podConfig("a", 0))
+		const stray = "0123456789abcdef"
+		l.mu.Lock()
+		l.pins[stray], l.attached[stray] = true, true
+		l.mu.Unlock()
+		s, err := l.rt.observe(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.rt.sweep(t.Context(), s)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.attached[stray] || l.pins[stray] {
+			t.Error("a pod that nobody names is still connected")
+		}
+		if !l.attached[pod] || !l.pins[pod] {
+			t.Error("a pod that is ready was disconnected")
+		}
+		for _, w := range l.broken {
+			t.Error(w)
+		}
+	})
+}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -469,6 +470,13 @@ func (r *recordingNetwork) Detach(_ context.Context, p PodNetwork) error {
 	defer r.mu.Unlock()
 	delete(r.attached, p.ID)
 	return nil
+}
+
+// Attachments returns the pods that are connected.
+func (r *recordingNetwork) Attachments() ([]store.PodID, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.attached)), nil
 }
 
 // Dial connects to the node, whichever pod is meant.
