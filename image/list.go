@@ -93,6 +93,9 @@ type FsUsage struct {
 	At         time.Time
 }
 
+// Mountpoint is a path on the file system of images and containers.
+func (s *Store) Mountpoint() string { return strings.TrimSuffix(s.cfg.Root, "/") }
+
 // FsInfo adds up what has been counted: nothing is walked.
 func (s *Store) FsInfo() (FsUsage, error) {
 	bytes, inodes := s.layers.Total()
@@ -105,5 +108,5 @@ func (s *Store) FsInfo() (FsUsage, error) {
 			bytes, inodes = bytes+u.Bytes, inodes+u.Inodes
 		}
 	}
-	return FsUsage{Mountpoint: strings.TrimSuffix(s.cfg.Root, "/"), Bytes: uint64(bytes), Inodes: uint64(inodes), At: time.Now()}, nil
+	return FsUsage{Mountpoint: s.Mountpoint(), Bytes: uint64(bytes), Inodes: uint64(inodes), At: time.Now()}, nil
 }

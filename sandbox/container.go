@@ -178,12 +178,17 @@ func (rt *Runtime) specOf(ctx context.Context, c *container, pl *plan, devices b
 	for i, path := range pl.Volumes {
 		in.Volumes = append(in.Volumes, spec.Volume{Path: path, Source: filepath.Join(rt.volumeDir(c.id), strconv.Itoa(i))})
 	}
-	find := func(path string) (list []spec.HostDevice, err error) {
-		err = rt.paths.touch(ctx, podID, path, func() error {
-			list, err = spec.FindDevices(path)
+	find := func(path string) ([]spec.HostDevice, error) {
+		found := make(chan []spec.HostDevice, 1) // it may come when nobody waits any more
+		err := rt.paths.touch(ctx, podID, path, func() error {
+			list, err := spec.FindDevices(path)
+			found <- list
 			return err
 		})
-		return list, err
+		if err != nil {
+			return nil, err
+		}
+		return <-found, nil
 	}
 	for _, d := range pl.config.GetDevices() {
 		if in.Devices[d.GetHostPath()], err = find(d.GetHostPath()); err != nil {

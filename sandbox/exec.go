@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -171,6 +172,9 @@ func (c *container) commandOf(ctx context.Context, args []string, tty bool) (*sp
 		return nil, err
 	}
 	s.Process.Args, s.Process.Terminal = args, tty
+	if tty && !slices.ContainsFunc(s.Process.Env, func(v string) bool { return strings.HasPrefix(v, "TERM=") }) {
+		s.Process.Env = append(s.Process.Env, "TERM=xterm")
+	}
 	return s.Process, nil
 }
 
@@ -199,8 +203,12 @@ func (rt *Runtime) ExecSync(ctx context.Context, id string, args []string, timeo
 		closeFiles([]*os.File{theirOut, out.from})
 		return nil, err
 	}
-	defer out.end()
-	defer errs.end()
+	defer func() { // where it failed: what was begun is not waited for
+		out.until(time.Now())
+		errs.until(time.Now())
+		out.end()
+		errs.end()
+	}()
 	r := wire.Exec{Stdout: true, Stderr: true, OwnCgroup: timeout > 0}
 	cmd, err := c.exec(ctx, r, []*os.File{theirOut, theirErr}, args, false)
 	if err != nil {
@@ -238,26 +246,73 @@ func newCapture() (c *capture, theirs *os.File, err error) {
 	c = &capture{from: from, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		if _, err := io.CopyN(&c.buf, from, syncMax); err == nil {
-			_, _ = io.Copy(io.Discard, from) // a command must not wait for us
-		}
+		copyOut(c, from)
 	}()
 	return c, theirs, nil
 }
 
-// until ends the reading at a time, unless the pipe has ended before.
+// Write keeps what there is room for: a command must not wait for us.
+func (c *capture) Write(b []byte) (int, error) {
+	c.buf.Write(b[:min(len(b), syncMax-c.buf.Len())])
+	return len(b), nil
+}
+
+// until ends the waiting for more at a time.
 func (c *capture) until(at time.Time) { _ = c.from.SetReadDeadline(at) }
 
 // end waits for the end of the reading, which until or the pipe's end brings, and
-// returns what there is.
+// returns what there is. Again it only does the latter.
 func (c *capture) end() []byte {
-	if c.from != nil {
-		_ = c.from.SetReadDeadline(time.Now().Add(execDrain))
-		<-c.done
-		c.from.Close()
-		c.from = nil
-	}
+	<-c.done
+	c.from.Close()
 	return c.buf.Bytes()
+}
+
+// drainMax is how much is delivered that was written after a deadline: as much as a
+// pipe can hold. What goes on writing for ever is not waited for.
+const drainMax = 1 << 20
+
+// copyOut copies until the pipe's end or its read deadline. What is in the pipe then is
+// still delivered: the deadline may have passed while a slow client was written to.
+func copyOut(to io.Writer, from *os.File) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, werr := to.Write(buf[:n]); werr != nil {
+				return
+			}
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			return
+		}
+	}
+	for late := 0; late < drainMax; {
+		n := readNow(from, buf)
+		if n <= 0 {
+			return
+		}
+		late += n
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// readNow reads what is there without waiting.
+func readNow(from *os.File, buf []byte) (n int) {
+	rc, err := from.SyscallConn()
+	if err != nil || from.SetReadDeadline(time.Time{}) != nil {
+		return 0
+	}
+	_ = rc.Read(func(fd uintptr) bool {
+		n, _ = unix.Read(int(fd), buf)
+		return true
+	})
+	return n
 }
 
 func closeFiles(files []*os.File) {
@@ -337,7 +392,7 @@ func (c *container) execTerminal(ctx context.Context, args []string, s Stdio) (w
 		p.copies = append(p.copies, func() { _, _ = io.Copy(master, s.In) })
 	}
 	if s.Out != nil {
-		p.outs.Go(func() { _, _ = io.Copy(s.Out, master); s.Out.Close() })
+		p.outs.Go(func() { copyOut(s.Out, master); s.Out.Close() })
 	}
 	if s.Resize != nil {
 		p.copies = append(p.copies, func() {
@@ -393,8 +448,8 @@ type plumbing struct {
 }
 
 // newPlumbing makes a pipe for each stream, in the order stdin, stdout, stderr.
-func newPlumbing(s Stdio) (p *plumbing, err error) {
-	p = &plumbing{}
+func newPlumbing(s Stdio) (_ *plumbing, err error) {
+	p := &plumbing{}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -418,7 +473,7 @@ func newPlumbing(s Stdio) (p *plumbing, err error) {
 			return nil, err
 		}
 		p.theirs, p.ours, reads = append(p.theirs, w), append(p.ours, r), append(reads, r)
-		p.outFns = append(p.outFns, func() { _, _ = io.Copy(to, r); to.Close() })
+		p.outFns = append(p.outFns, func() { copyOut(to, r); to.Close() })
 	}
 	p.deadline = func(t time.Time) {
 		for _, r := range reads {

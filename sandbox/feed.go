@@ -75,6 +75,9 @@ func (f *feed) close() {
 	}
 }
 
+// EndEvents ends all calls of Events, so that nobody waits for them when berth ends.
+func (rt *Runtime) EndEvents() { rt.feed.close() }
+
 // Events calls fn with each event from now on, until ctx ends or fn fails. It returns
 // ErrSlow when fn did not keep up, and ErrClosed at the end of the runtime.
 func (rt *Runtime) Events(ctx context.Context, fn func(Event) error) error {

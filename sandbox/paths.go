@@ -84,7 +84,7 @@ func (p *paths) touch(ctx context.Context, pod, path string, fn func() error) er
 
 // read reads a small file of the host.
 func (p *paths) read(ctx context.Context, pod, path string, limit int64) ([]byte, error) {
-	var b []byte
+	content := make(chan []byte, 1) // it may come when nobody waits any more
 	err := p.touch(ctx, pod, path, func() error {
 		// Not to wait for the other end of a FIFO; a regular file does not mind.
 		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -103,13 +103,13 @@ func (p *paths) read(ctx context.Context, pod, path string, limit int64) ([]byte
 		if err == nil && int64(len(read)) > limit {
 			return fmt.Errorf("%s: larger than %d bytes", path, limit)
 		}
-		b = read
+		content <- read
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return b, nil
+	return <-content, nil
 }
 
 // exists returns an error that names the path unless there is something.

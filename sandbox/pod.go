@@ -42,8 +42,11 @@ func podSteps(limit time.Duration) []step[*pod] {
 // configOf returns the configuration as received: from the creation under way, or
 // from live.db. Nil after a reboot.
 func (p *pod) configOf() (*cri.PodSandboxConfig, error) {
-	if p.config != nil {
-		return p.config, nil
+	p.mu.Lock()
+	making := p.config
+	p.mu.Unlock()
+	if making != nil {
+		return making, nil
 	}
 	live, ok := p.live.Get(p.id)
 	if !ok || live.Config == nil {

@@ -29,10 +29,10 @@ func (c *container) removeNow(ctx context.Context) error {
 			return err
 		}
 		err := c.operate(ctx, "remove", c.remove, c.settle)
-		// Somebody started it after we had stopped it.
-		if !errors.Is(err, ErrState) || c.state() == ContainerRemoving {
+		if !errors.Is(err, ErrState) || c.state() != ContainerRunning {
 			return err
 		}
+		// Somebody started it after we had stopped it.
 	}
 	return nil
 }
@@ -42,8 +42,10 @@ func (c *container) remove(ctx context.Context) error {
 	if c.isGone() {
 		return nil
 	}
-	if err := c.change(ctx, remove, nil); err != nil {
-		return err
+	if c.state() != "" { // else its creation has not come to its record, and now never will
+		if err := c.change(ctx, remove, nil); err != nil {
+			return err
+		}
 	}
 	return c.finishRemove(ctx)
 }

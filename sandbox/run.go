@@ -35,6 +35,9 @@ func (rt *Runtime) RunPod(ctx context.Context, cfg *cri.PodSandboxConfig, handle
 	if err != nil {
 		return "", err
 	}
+	if handler != "" {
+		digest = content.FromBytes([]byte(digest.String() + " " + handler))
+	}
 	meta := cfg.GetMetadata()
 	name := podName{meta.GetName(), meta.GetNamespace(), meta.GetUid(), meta.GetAttempt()}
 	for {
@@ -166,7 +169,9 @@ func (p *pod) run(ctx context.Context) error {
 	if err != nil {
 		return p.fell(ctx, withUndo(err, unwind(ctx, p, p.rt.podSteps)))
 	}
+	p.mu.Lock()
 	p.config, p.attached, p.durable = nil, nil, nil
+	p.mu.Unlock()
 	p.rt.cfg.Log.V(1).Info("Pod is ready", "pod", p.id, "namespace", p.name.namespace, "name", p.name.name)
 	p.rt.feed.pod(p, EventStarted)
 	return nil

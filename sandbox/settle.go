@@ -191,7 +191,7 @@ func (c *container) settleAs(ctx context.Context, s *seen) error {
 	case isLost:
 		return c.exited(ctx, lost(c.id, "the executor no longer has it"))
 	case resumeStop:
-		return c.finishStop(ctx)
+		c.rt.retry(string(c.id), c.finishStop) // nobody waits for its grace
 	case resumeRemove:
 		c.noteEnd()
 		return c.finishRemove(ctx)
@@ -207,5 +207,5 @@ func (c *container) finishStop(ctx context.Context) error {
 		at = pr.KillAt
 	}
 	c.shorten(at)
-	return c.stop(ctx)
+	return c.operate(ctx, "stop", c.stop, c.settle)
 }

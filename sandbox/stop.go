@@ -46,9 +46,11 @@ func (c *container) stopWithin(ctx context.Context, grace time.Duration) error {
 
 // shorten brings the time at which the container is killed nearer.
 func (c *container) shorten(at time.Time) {
+	stopping := c.state() == ContainerStopping
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.killAt.IsZero() && !at.Before(c.killAt) {
+	// One that is over is of a stop that was given up before its turn came.
+	if over := !stopping && c.killAt.Before(time.Now()); !c.killAt.IsZero() && !over && !at.Before(c.killAt) {
 		return
 	}
 	c.killAt = at
@@ -85,29 +87,30 @@ func (c *container) stop(ctx context.Context) error {
 		if err := c.signal(ctx); err != nil {
 			c.rt.cfg.Log.Error(err, "Container cannot be asked to stop; it will be killed", "container", c.id)
 		}
-		if c.waitUntilKill(ctx) {
-			return nil
+		if ended, err := c.waitUntilKill(); ended || err != nil {
+			return err
 		}
 	}
 	return c.kill(ctx)
 }
 
-// waitUntilKill waits for the end of the container or of its grace, and says whether it ended.
-func (c *container) waitUntilKill(ctx context.Context) bool {
+// waitUntilKill waits for the end of the container or of its grace, and says whether it
+// ended. The end of berth is not the end of the grace: the next one goes on with it.
+func (c *container) waitUntilKill() (ended bool, err error) {
 	for {
 		at, shortens := c.deadline()
 		timer := time.NewTimer(time.Until(at))
 		select {
 		case <-c.ended:
 			timer.Stop()
-			return true
+			return true, nil
 		case <-timer.C:
-			return false
+			return false, nil
 		case <-shortens:
 			timer.Stop()
-		case <-ctx.Done():
+		case <-c.rt.ctx.Done():
 			timer.Stop()
-			return false
+			return false, ErrClosed
 		}
 	}
 }

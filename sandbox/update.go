@@ -41,9 +41,9 @@ func (c *container) update(ctx context.Context, want *cri.LinuxContainerResource
 	if cfg.Linux.Resources == nil {
 		cfg.Linux.Resources = new(cri.LinuxContainerResources)
 	}
-	proto.Merge(cfg.Linux.Resources, want) // zero leaves what there is, as in the kernel
-	if want.GetUnified() != nil {
-		cfg.Linux.Resources.Unified = want.GetUnified()
+	mergeResources(cfg.Linux.Resources, want)
+	if _, err := spec.Resources(cfg.Linux.Resources, c.rt.cfg.Features); err != nil {
+		return err // else nothing could be started or run in it any more
 	}
 	next := live
 	if next.Config, err = proto.Marshal(cfg); err != nil {
@@ -61,4 +61,16 @@ func (c *container) update(ctx context.Context, want *cri.LinuxContainerResource
 		return err
 	}
 	return c.live.Put(ctx, c.id, next)
+}
+
+// mergeResources puts what is wanted over what there is. Zero leaves it, as in the
+// kernel; a list or a map that is given is the whole of it.
+func mergeResources(have, want *cri.LinuxContainerResources) {
+	if len(want.GetHugepageLimits()) > 0 {
+		have.HugepageLimits = nil
+	}
+	if len(want.GetUnified()) > 0 {
+		have.Unified = nil
+	}
+	proto.Merge(have, want)
 }

@@ -81,8 +81,7 @@ func (i podImages) Usage(ctx context.Context, id store.ContainerID) (sandbox.Usa
 	if err != nil {
 		return sandbox.Usage{}, err
 	}
-	fs, err := i.FsInfo()
-	return sandbox.Usage{Mountpoint: fs.Mountpoint, Bytes: uint64(u.Bytes), Inodes: uint64(u.Inodes), At: u.Time}, err
+	return sandbox.Usage{Mountpoint: i.Mountpoint(), Bytes: uint64(u.Bytes), Inodes: uint64(u.Inodes), At: u.Time}, nil
 }
 
 // criImages is images as a kubelet sees them.

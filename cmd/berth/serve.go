@@ -84,7 +84,7 @@ func serve(ctx context.Context, cfg *config) (err error) { //nolint:funlen // al
 	if err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{
+	db, err := openStore(ctx, store.Config{
 		Root: cfg.Root, State: cfg.State,
 		OnFault: func(err error) { log.Error(err, "Store") },
 	})
@@ -178,11 +178,29 @@ func serve(ctx context.Context, cfg *config) (err error) { //nolint:funlen // al
 	}
 	log.Info("Serving", "version", version, "socket", cfg.CRI.Socket, "driver", driver, "after", time.Since(began).Round(time.Millisecond))
 	notify("READY=1")
-	return serveAll(ctx, g, listener, streams)
+	return serveAll(ctx, g, listener, streams, rt.EndEvents)
+}
+
+// openStore opens the store. One that was killed a moment ago may not be dead yet: its
+// locks are waited for, but not for long, since a second berth is a mistake.
+func openStore(ctx context.Context, cfg store.Config) (*store.DB, error) {
+	limited, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for {
+		db, err := store.Open(ctx, cfg)
+		if !errors.Is(err, store.ErrLocked) {
+			return db, err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-limited.Done():
+			return nil, err
+		}
+	}
 }
 
 // serveAll serves until ctx ends or one of the two servers fails.
-func serveAll(ctx context.Context, g *grpc.Server, listener net.Listener, streams *streaming.Server) error {
+func serveAll(ctx context.Context, g *grpc.Server, listener net.Listener, streams *streaming.Server, endEvents func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	failed := make(chan error, 2)
@@ -190,6 +208,7 @@ func serveAll(ctx context.Context, g *grpc.Server, listener net.Listener, stream
 	go func() { failed <- streams.Serve(ctx); cancel() }()
 	<-ctx.Done()
 	notify("STOPPING=1")
+	endEvents()
 	stopped := time.AfterFunc(closeLimit, g.Stop)
 	g.GracefulStop()
 	stopped.Stop()

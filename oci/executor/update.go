@@ -68,6 +68,9 @@ func (x *Executor) stats(ctx context.Context, t *wire.Targets) (wire.StatsReply,
 	}
 	for _, id := range t.IDs {
 		c, err := x.find(ctx, id)
+		if errors.Is(err, &wire.Error{Code: wire.NotFound}) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
