@@ -53,7 +53,7 @@ func (rt *Runtime) CreateContainer(ctx context.Context, podID string, cfg *cri.C
 			}
 			continue
 		}
-		err := c.operate(ctx, "create", c.create, c.settle)
+		err := c.operate(ctx, "create", c.create)
 		if errors.Is(err, errStale) {
 			continue
 		}
@@ -91,7 +91,7 @@ func (c *container) makeRoom(ctx context.Context) error {
 		default:
 			return c.existsError(s)
 		}
-	}, c.settle)
+	})
 }
 
 func (c *container) existsError(s ContainerState) error {
@@ -163,7 +163,7 @@ func (c *container) fell(ctx context.Context, err error) error {
 	}
 	c.mu.Unlock()
 	c.rt.cfg.Log.Error(err, "Container is left to be cleaned up", "container", c.id)
-	c.rt.retry(string(c.id), func(ctx context.Context) error { return c.operate(ctx, "settle", c.settle, c.settle) })
+	c.again("settle", c.settle)
 	return err
 }
 

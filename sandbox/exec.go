@@ -581,7 +581,7 @@ func (rt *Runtime) UpdateResources(ctx context.Context, id string, want *cri.Lin
 	if err != nil {
 		return err
 	}
-	return c.operate(ctx, "update "+rand.Text(), func(ctx context.Context) error { return c.update(ctx, want) }, c.settle)
+	return c.operate(ctx, "update "+rand.Text(), func(ctx context.Context) error { return c.update(ctx, want) })
 }
 
 // noteExecExit tells who waits for a command how it ended, and the executor that it

@@ -119,10 +119,10 @@ func putExit(r *store.Container, x wire.Exit) {
 
 // tidy lets the executor forget a container that has ended.
 func (c *container) tidy(ctx context.Context) {
-	err := c.operate(ctx, "tidy", c.release, c.settle)
+	err := c.operate(ctx, "tidy", c.release)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 		c.rt.cfg.Log.Error(err, "Container that has ended is not cleaned up yet", "container", c.id)
-		c.rt.retry(string(c.id), func(ctx context.Context) error { return c.operate(ctx, "tidy", c.release, c.settle) })
+		c.again("tidy", c.release)
 	}
 }
 

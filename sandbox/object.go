@@ -32,6 +32,8 @@ type entry[K ~string] struct {
 	kind string // "pod", "container"; for errors
 	live *store.LiveTable[K]
 	ops  queue
+	// settled brings the object into a legal state, whatever was under way.
+	settled func(context.Context) error
 	// digest of the configuration, to tell whether a request is the one that this was
 	// made for.
 	digest content.Digest
@@ -176,7 +178,7 @@ func (e *entry[K]) save(ctx context.Context, p progress) error {
 
 // operate runs an operation on the object; see queue. A panic is a crash at that
 // step: the object is then settled, as after one.
-func (e *entry[K]) operate(ctx context.Context, kind string, fn, settle func(context.Context) error) error {
+func (e *entry[K]) operate(ctx context.Context, kind string, fn func(context.Context) error) error {
 	return e.ops.run(ctx, kind, func(ctx context.Context) error {
 		if err := e.rt.hold(); err != nil {
 			return err
@@ -185,13 +187,18 @@ func (e *entry[K]) operate(ctx context.Context, kind string, fn, settle func(con
 		err := guard(ctx, fn)
 		if p := (*PanicError)(nil); errors.As(err, &p) {
 			e.rt.cfg.Log.Error(err, "Operation panicked", "operation", kind, e.kind, e.id, "stack", string(p.Stack))
-			if serr := guard(ctx, settle); serr != nil {
+			if serr := guard(ctx, e.settled); serr != nil {
 				e.rt.cfg.Log.Error(serr, "What had panicked is not settled yet", "operation", kind, e.kind, e.id)
-				e.rt.retry(string(e.id), func(ctx context.Context) error { return e.operate(ctx, "settle", settle, settle) })
+				e.again("settle", e.settled)
 			}
 		}
 		return err
 	})
+}
+
+// again does an operation after a while, and again until it succeeds; see retry.
+func (e *entry[K]) again(kind string, fn func(context.Context) error) {
+	e.rt.retry(string(e.id), func(ctx context.Context) error { return e.operate(ctx, kind, fn) })
 }
 
 // pod is a pod sandbox.
@@ -226,12 +233,14 @@ type container struct {
 func (rt *Runtime) newPod(id store.PodID, name podName, digest content.Digest) *pod {
 	p := &pod{name: name}
 	p.rt, p.id, p.kind, p.live, p.digest = rt, id, "pod", rt.cfg.Store.LivePods(), digest
+	p.settled = p.settle
 	return p
 }
 
 func (rt *Runtime) newContainer(id store.ContainerID, p *pod, name containerName, digest content.Digest) *container {
 	c := &container{pod: p, name: name, ended: make(chan struct{}), shortens: make(chan struct{})}
 	c.rt, c.id, c.kind, c.live, c.digest = rt, id, "container", rt.cfg.Store.LiveContainers(), digest
+	c.settled = c.settle
 	return c
 }
 

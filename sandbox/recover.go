@@ -220,17 +220,17 @@ func (rt *Runtime) settleAll(ctx context.Context, s *seen) {
 	rt.mu.Unlock()
 	slots := make(chan struct{}, 16)
 	each(slots, containers, func(c *container) {
-		err := c.operate(ctx, "recover", func(ctx context.Context) error { return c.settleAs(ctx, s) }, c.settle)
+		err := c.operate(ctx, "recover", func(ctx context.Context) error { return c.settleAs(ctx, s) })
 		if err != nil && ctx.Err() == nil {
 			rt.cfg.Log.Error(err, "Container is not settled; tried again", "container", c.id)
-			rt.retry(string(c.id), func(ctx context.Context) error { return c.operate(ctx, "settle", c.settle, c.settle) })
+			c.again("settle", c.settle)
 		}
 	})
 	each(slots, pods, func(p *pod) {
-		err := p.operate(ctx, "recover", func(ctx context.Context) error { return p.settleAs(ctx, s) }, p.settle)
+		err := p.operate(ctx, "recover", func(ctx context.Context) error { return p.settleAs(ctx, s) })
 		if err != nil && ctx.Err() == nil {
 			rt.cfg.Log.Error(err, "Pod is not settled; tried again", "pod", p.id)
-			rt.retry(string(p.id), func(ctx context.Context) error { return p.operate(ctx, "settle", p.settle, p.settle) })
+			p.again("settle", p.settle)
 		}
 	})
 }

@@ -28,7 +28,7 @@ func (c *container) removeNow(ctx context.Context) error {
 		if err := c.stopWithin(ctx, 0); err != nil {
 			return err
 		}
-		err := c.operate(ctx, "remove", c.remove, c.settle)
+		err := c.operate(ctx, "remove", c.remove)
 		if !errors.Is(err, ErrState) || c.state() != ContainerRunning {
 			return err
 		}
@@ -77,7 +77,7 @@ func (rt *Runtime) RemovePod(ctx context.Context, id string) error {
 			return err
 		}
 		return p.removeAll(ctx)
-	}, p.settle)
+	})
 }
 
 // removeAll removes a pod that is stopped.

@@ -48,7 +48,7 @@ func (rt *Runtime) RunPod(ctx context.Context, cfg *cri.PodSandboxConfig, handle
 			}
 			continue
 		}
-		err := p.operate(ctx, "run", p.run, p.settle)
+		err := p.operate(ctx, "run", p.run)
 		if errors.Is(err, errStale) {
 			continue
 		}
@@ -131,7 +131,7 @@ func (rt *Runtime) makeRoom(ctx context.Context, p *pod) error {
 		default:
 			return p.existsError(s)
 		}
-	}, p.settle)
+	})
 	return err
 }
 
@@ -200,5 +200,5 @@ func (p *pod) park(ctx context.Context, why error) {
 	}
 	p.mu.Unlock()
 	p.rt.cfg.Log.Error(why, "Pod is left to be cleaned up", "pod", p.id)
-	p.rt.retry(string(p.id), func(ctx context.Context) error { return p.operate(ctx, "settle", p.settle, p.settle) })
+	p.again("settle", p.settle)
 }

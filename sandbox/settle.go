@@ -207,5 +207,5 @@ func (c *container) finishStop(ctx context.Context) error {
 		at = pr.KillAt
 	}
 	c.shorten(at)
-	return c.operate(ctx, "stop", c.stop, c.settle)
+	return c.operate(ctx, "stop", c.stop)
 }

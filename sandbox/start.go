@@ -25,7 +25,7 @@ func (rt *Runtime) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return c.operate(ctx, "start", c.start, c.settle)
+	return c.operate(ctx, "start", c.start)
 }
 
 func (c *container) start(ctx context.Context) error {

@@ -41,7 +41,7 @@ func (rt *Runtime) StopContainer(ctx context.Context, id string, grace time.Dura
 
 func (c *container) stopWithin(ctx context.Context, grace time.Duration) error {
 	c.shorten(time.Now().Add(min(max(grace, 0), graceMax)))
-	return c.operate(ctx, "stop", c.stop, c.settle)
+	return c.operate(ctx, "stop", c.stop)
 }
 
 // shorten brings the time at which the container is killed nearer.
@@ -170,7 +170,7 @@ func (rt *Runtime) StopPod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return p.operate(ctx, "stop", p.stopAll, p.settle)
+	return p.operate(ctx, "stop", p.stopAll)
 }
 
 // stopAll stops the pod: afterwards only its record is left, and its containers'.
@@ -195,13 +195,13 @@ func (p *pod) finishStop(ctx context.Context) error {
 		if err := c.stopWithin(ctx, 0); err != nil {
 			return err
 		}
-		return c.operate(ctx, "tidy", c.release, c.settle) // it needs what the pod has
+		return c.operate(ctx, "tidy", c.release) // it needs what the pod has
 	})
 	if err != nil {
 		return err
 	}
 	if err := unwindTo(ctx, p, p.rt.podSteps, stepRecord); err != nil {
-		p.rt.retry(string(p.id), func(ctx context.Context) error { return p.operate(ctx, "stop", p.stopAll, p.settle) })
+		p.again("stop", p.stopAll)
 		return fmt.Errorf("pod %s: %w", p.id, err)
 	}
 	err = p.change(ctx, stopped, func(r *store.Pod) {
