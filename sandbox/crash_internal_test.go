@@ -17,7 +17,6 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-cri/berth/oci/wire"
 	"github.com/berth-cri/berth/store"
 )
 
@@ -338,5 +337,3 @@ func at2(points []string, at int) string {
 	}
 	return points[at]
 }
-
-var _ = wire.Running

@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,7 +142,7 @@ func (c *container) create(ctx context.Context) error {
 // container is known: so a pod that is being removed either finds it or refuses it.
 func (p *pod) takesContainers() error {
 	if s := p.state(); s != PodReady {
-		return fmt.Errorf("pod %s is %s: %w", p.id, cmpState(string(s), "gone"), ErrState)
+		return fmt.Errorf("pod %s is %s: %w", p.id, cmp.Or(s, "gone"), ErrState)
 	}
 	return nil
 }
@@ -165,12 +166,4 @@ func (c *container) fell(ctx context.Context, err error) error {
 	c.rt.cfg.Log.Error(err, "Container is left to be cleaned up", "container", c.id)
 	c.again("settle", c.settle)
 	return err
-}
-
-// cmpState is a state for a message.
-func cmpState(s, none string) string {
-	if s == "" {
-		return none
-	}
-	return s
 }

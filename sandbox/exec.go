@@ -5,6 +5,7 @@ package sandbox
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -100,11 +101,19 @@ type command struct {
 	exited <-chan wire.Exit
 }
 
+// runs returns ErrNotRunning unless the container has a process.
+func (c *container) runs() error {
+	if s := c.state(); !s.runs() {
+		return fmt.Errorf("container %s is %s: %w", c.id, cmp.Or(s, "gone"), ErrNotRunning)
+	}
+	return nil
+}
+
 // exec starts a command. The files are closed, whatever comes of it.
 func (c *container) exec(ctx context.Context, r wire.Exec, files []*os.File, args []string, tty bool) (*command, error) {
 	defer closeFiles(files)
-	if c.state() != ContainerRunning && c.state() != ContainerStopping {
-		return nil, fmt.Errorf("container %s is %s: %w", c.id, cmpState(string(c.state()), "gone"), ErrNotRunning)
+	if err := c.runs(); err != nil {
+		return nil, err
 	}
 	p, err := c.commandOf(ctx, args, tty)
 	if err != nil {
@@ -415,8 +424,8 @@ func (rt *Runtime) Attach(ctx context.Context, id string, s Stdio) error {
 	if err != nil {
 		return err
 	}
-	if c.state() != ContainerRunning && c.state() != ContainerStopping {
-		return fmt.Errorf("container %s is %s: %w", c.id, cmpState(string(c.state()), "gone"), ErrNotRunning)
+	if err := c.runs(); err != nil {
+		return err
 	}
 	p, err := newPlumbing(s)
 	if err != nil {
@@ -545,11 +554,7 @@ func (rt *Runtime) Dial(ctx context.Context, podID string, port int32) (net.Conn
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("%w: port %d", ErrInvalid, port)
 	}
-	p, err := rt.findPod(podID)
-	if err != nil {
-		return nil, err
-	}
-	r, err := p.record()
+	p, r, err := rt.podRecord(podID)
 	if err != nil {
 		return nil, err
 	}
@@ -569,8 +574,8 @@ func (rt *Runtime) ReopenLog(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if s := c.state(); s != ContainerRunning && s != ContainerStopping {
-		return fmt.Errorf("container %s is %s: %w", c.id, cmpState(string(s), "gone"), ErrNotRunning)
+	if err := c.runs(); err != nil {
+		return err
 	}
 	return rt.cfg.Streams.ReopenLog(ctx, string(c.id))
 }

@@ -57,9 +57,7 @@ func (rt *Runtime) noteExit(ctx context.Context, x wire.Exit) {
 		rt.noteExecExit(x)
 		return
 	}
-	rt.mu.Lock()
-	c := rt.containers[store.ContainerID(x.ID)]
-	rt.mu.Unlock()
+	c := rt.containerAt(store.ContainerID(x.ID))
 	if c == nil {
 		return // recovery deletes what the store does not name
 	}

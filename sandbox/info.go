@@ -36,17 +36,13 @@ type Step struct {
 
 // ContainerInfo returns what a verbose status of a container tells.
 func (rt *Runtime) ContainerInfo(ctx context.Context, id string) (*Info, error) {
-	c, err := rt.findContainer(id)
-	if err != nil {
-		return nil, err
-	}
-	r, err := c.record()
+	c, r, err := rt.containerRecord(id)
 	if err != nil {
 		return nil, err
 	}
 	live, _ := c.live.Get(c.id)
 	info := &Info{SandboxID: string(r.PodID), SnapshotKey: string(r.ID), State: r.State, Steps: ledgerOf(live)}
-	if pr := progressOf(live); pr != nil && (r.State == string(ContainerRunning) || r.State == string(ContainerStopping)) {
+	if pr := progressOf(live); pr != nil && ContainerState(r.State).runs() {
 		info.PID = pr.PID
 	}
 	pl, err := c.planned()
@@ -62,11 +58,7 @@ func (rt *Runtime) ContainerInfo(ctx context.Context, id string) (*Info, error) 
 
 // PodInfo is the same for a pod.
 func (rt *Runtime) PodInfo(id string) (*Info, error) {
-	p, err := rt.findPod(id)
-	if err != nil {
-		return nil, err
-	}
-	r, err := p.record()
+	p, r, err := rt.podRecord(id)
 	if err != nil {
 		return nil, err
 	}

@@ -43,11 +43,7 @@ func (rt *Runtime) Pods(f *cri.PodSandboxFilter) []*cri.PodSandbox {
 
 // PodStatus returns what a kubelet wants to know of a pod, or ErrNotFound.
 func (rt *Runtime) PodStatus(id string) (*cri.PodSandboxStatus, error) {
-	p, err := rt.findPod(id)
-	if err != nil {
-		return nil, err
-	}
-	r, err := p.record()
+	p, r, err := rt.podRecord(id)
 	if err != nil {
 		return nil, err
 	}
@@ -97,12 +93,15 @@ func (rt *Runtime) Containers(f *cri.ContainerFilter) []*cri.Container {
 		id = c.id
 	}
 	var list []*cri.Container
-	for r := range rt.cfg.Store.Containers() {
+	records := rt.cfg.Store.Containers()
+	if podID != "" {
+		records = rt.cfg.Store.ContainersOf(podID)
+	}
+	for r := range records {
 		state, listed := containerListed(ContainerState(r.State))
 		switch {
 		case !listed,
 			id != "" && r.ID != id,
-			podID != "" && r.PodID != podID,
 			f.GetState() != nil && f.GetState().GetState() != state,
 			!selects(f.GetLabelSelector(), r.Labels):
 			continue
@@ -118,11 +117,7 @@ func (rt *Runtime) Containers(f *cri.ContainerFilter) []*cri.Container {
 
 // ContainerStatus returns what a kubelet wants to know of a container, or ErrNotFound.
 func (rt *Runtime) ContainerStatus(id string) (*cri.ContainerStatus, error) {
-	c, err := rt.findContainer(id)
-	if err != nil {
-		return nil, err
-	}
-	r, err := c.record()
+	c, r, err := rt.containerRecord(id)
 	if err != nil {
 		return nil, err
 	}

@@ -302,7 +302,13 @@ func (pr *progress) apply(r *store.Pod) {
 	}
 }
 
-// change is the same for a container. The state from which it came is returned.
+// applyContainer is the same for a container.
+func (pr *progress) applyContainer(r *store.Container) {
+	r.State, r.StartedAt, r.FinishedAt = pr.State, pr.StartedAt, pr.FinishedAt
+	r.ExitCode, r.Reason, r.Message = pr.ExitCode, pr.Reason, pr.Message
+}
+
+// change is pod.change for a container.
 func (c *container) change(ctx context.Context, e event, edit func(*store.Container, *progress)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

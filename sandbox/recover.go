@@ -86,8 +86,7 @@ func (rt *Runtime) load(ctx context.Context) {
 		c := rt.newContainer(r.ID, rt.podOf(r.PodID), containerName{r.PodID, r.Name, r.Attempt}, live.JoinKey)
 		rt.addContainer(c, r.CreatedAt)
 		if pr := progressOf(live); pr != nil && containerRank(pr.State) > containerRank(r.State) {
-			r.State, r.StartedAt, r.FinishedAt = pr.State, pr.StartedAt, pr.FinishedAt
-			r.ExitCode, r.Reason, r.Message = pr.ExitCode, pr.Reason, pr.Message
+			pr.applyContainer(&r)
 			rt.report(db.PutContainerAsync(r), "container", string(r.ID))
 		}
 		if !known {
@@ -180,9 +179,7 @@ func (rt *Runtime) addContainer(c *container, made time.Time) {
 // podOf returns a container's pod; where there is none, one that is only a name, for
 // a container that is to be taken back.
 func (rt *Runtime) podOf(id store.PodID) *pod {
-	rt.mu.Lock()
-	defer rt.mu.Unlock()
-	if p := rt.pods[id]; p != nil {
+	if p := rt.podAt(id); p != nil {
 		return p
 	}
 	return rt.newPod(id, podName{}, content.Digest(""))
@@ -251,9 +248,7 @@ func each[T any](slots chan struct{}, list []T, fn func(T)) {
 // sweep takes away what the store does not name.
 func (rt *Runtime) sweep(ctx context.Context, s *seen) {
 	known := func(id string) bool {
-		rt.mu.Lock()
-		defer rt.mu.Unlock()
-		return rt.pods[store.PodID(id)] != nil || rt.containers[store.ContainerID(id)] != nil
+		return rt.podAt(store.PodID(id)) != nil || rt.containerAt(store.ContainerID(id)) != nil
 	}
 	for _, e := range s.execs { // of a berth that is no more: nobody reads what they write
 		if e.Exit == nil {

@@ -293,48 +293,61 @@ func (rt *Runtime) volumeDir(id store.ContainerID) string {
 
 // findPod finds a pod by its id or by the beginning of it.
 func (rt *Runtime) findPod(id string) (*pod, error) {
-	rt.mu.Lock()
-	p := rt.pods[store.PodID(id)]
-	rt.mu.Unlock()
-	if p != nil {
-		return p, nil
-	}
-	full, err := rt.cfg.Store.FindPod(id)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, fmt.Errorf("pod %q: %w", id, ErrNotFound)
-	}
-	if err != nil {
-		return nil, err
-	}
-	rt.mu.Lock()
-	defer rt.mu.Unlock()
-	if p := rt.pods[full]; p != nil {
-		return p, nil
-	}
-	return nil, fmt.Errorf("pod %q: %w", id, ErrNotFound)
+	return find("pod", id, rt.podAt, rt.cfg.Store.FindPod)
 }
 
 // findContainer finds a container by its id or by the beginning of it.
 func (rt *Runtime) findContainer(id string) (*container, error) {
-	rt.mu.Lock()
-	c := rt.containers[store.ContainerID(id)]
-	rt.mu.Unlock()
-	if c != nil {
-		return c, nil
-	}
-	full, err := rt.cfg.Store.FindContainer(id)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, fmt.Errorf("container %q: %w", id, ErrNotFound)
-	}
-	if err != nil {
-		return nil, err
-	}
+	return find("container", id, rt.containerAt, rt.cfg.Store.FindContainer)
+}
+
+func (rt *Runtime) podAt(id store.PodID) *pod {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
-	if c := rt.containers[full]; c != nil {
-		return c, nil
+	return rt.pods[id]
+}
+
+func (rt *Runtime) containerAt(id store.ContainerID) *container {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.containers[id]
+}
+
+// find looks for an object of that id, and then for the one whose id begins so.
+func find[K ~string, O any](kind, id string, at func(K) *O, full func(prefix string) (K, error)) (*O, error) {
+	if o := at(K(id)); o != nil {
+		return o, nil
 	}
-	return nil, fmt.Errorf("container %q: %w", id, ErrNotFound)
+	k, err := full(id)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	if err == nil {
+		if o := at(k); o != nil {
+			return o, nil
+		}
+	}
+	return nil, fmt.Errorf("%s %q: %w", kind, id, ErrNotFound)
+}
+
+// podRecord finds a pod and what is remembered of it.
+func (rt *Runtime) podRecord(id string) (*pod, store.Pod, error) {
+	p, err := rt.findPod(id)
+	if err != nil {
+		return nil, store.Pod{}, err
+	}
+	r, err := p.record()
+	return p, r, err
+}
+
+// containerRecord is the same for a container.
+func (rt *Runtime) containerRecord(id string) (*container, store.Container, error) {
+	c, err := rt.findContainer(id)
+	if err != nil {
+		return nil, store.Container{}, err
+	}
+	r, err := c.record()
+	return c, r, err
 }
 
 // notMade is for what is being made, and is not shown before that is done.

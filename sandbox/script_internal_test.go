@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -136,7 +137,7 @@ func result(ok string, err error) string {
 	if err != nil {
 		return "error: " + err.Error()
 	}
-	return cmpState(ok, "ok")
+	return cmp.Or(ok, "ok")
 }
 
 // run runs all commands and returns the script with what they print.
@@ -323,7 +324,7 @@ func (s *script) meddle(what, on, arg string) string {
 			ids = append(ids, id+":"+string(c.state))
 		}
 		s.line(&b, "container", ids)
-		return cmpState(b.String(), "nothing")
+		return cmp.Or(b.String(), "nothing")
 	default:
 		return "no such command"
 	}
@@ -445,5 +446,5 @@ func (s *script) list() string {
 	for i := range lines {
 		lines[i] = strings.TrimRight(lines[i], " ")
 	}
-	return cmpState(strings.Join(lines, "\n"), "nothing")
+	return cmp.Or(strings.Join(lines, "\n"), "nothing")
 }

@@ -40,6 +40,9 @@ const (
 	ContainerFailed   ContainerState = "failed" // creation failed and could not be taken back yet
 )
 
+// runs says whether a container in this state has a process that was started.
+func (s ContainerState) runs() bool { return s == ContainerRunning || s == ContainerStopping }
+
 // event is what happens to a pod or a container.
 type event string
 

@@ -79,11 +79,7 @@ func (r *rates) keep(is func(id string) bool) {
 // ContainerStats returns what a container uses. One without a process uses what it has
 // written.
 func (rt *Runtime) ContainerStats(ctx context.Context, id string) (*cri.ContainerStats, error) {
-	c, err := rt.findContainer(id)
-	if err != nil {
-		return nil, err
-	}
-	r, err := c.record()
+	_, r, err := rt.containerRecord(id)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +113,7 @@ func (rt *Runtime) ListContainerStats(ctx context.Context, f *cri.ContainerStats
 func (rt *Runtime) containerStats(ctx context.Context, records []store.Container) ([]*cri.ContainerStats, error) {
 	var ids []string
 	for _, r := range records {
-		if s := ContainerState(r.State); s == ContainerRunning || s == ContainerStopping {
+		if ContainerState(r.State).runs() {
 			ids = append(ids, string(r.ID))
 		}
 	}
@@ -157,11 +153,7 @@ func (rt *Runtime) containerStats(ctx context.Context, records []store.Container
 
 // PodStats returns what a pod uses, all its containers together and each by itself.
 func (rt *Runtime) PodStats(ctx context.Context, id string) (*cri.PodSandboxStats, error) {
-	p, err := rt.findPod(id)
-	if err != nil {
-		return nil, err
-	}
-	r, err := p.record()
+	p, r, err := rt.podRecord(id)
 	if err != nil {
 		return nil, err
 	}
@@ -189,13 +181,9 @@ func (rt *Runtime) ListPodStats(ctx context.Context, f *cri.PodSandboxStatsFilte
 		Id: f.GetId(), LabelSelector: f.GetLabelSelector(),
 		State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY},
 	}) {
-		p, err := rt.findPod(ps.Id)
+		p, r, err := rt.podRecord(ps.Id)
 		if err != nil {
 			continue // gone meanwhile
-		}
-		r, err := p.record()
-		if err != nil {
-			continue
 		}
 		s, err := rt.podStats(p, r, byPod[p.id])
 		if err != nil {

@@ -72,7 +72,7 @@ func (c *container) stop(ctx context.Context) error {
 		c.killAt = time.Time{} // the next one to ask is the first
 		c.mu.Unlock()
 	}()
-	if s := c.state(); s != ContainerRunning && s != ContainerStopping {
+	if !c.state().runs() {
 		return nil
 	}
 	at, _ := c.deadline()

@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -21,7 +22,7 @@ func (c *container) update(ctx context.Context, want *cri.LinuxContainerResource
 	switch state {
 	case ContainerCreated, ContainerRunning:
 	default:
-		return fmt.Errorf("container %s is %s: %w", c.id, cmpState(string(state), "gone"), ErrState)
+		return fmt.Errorf("container %s is %s: %w", c.id, cmp.Or(state, "gone"), ErrState)
 	}
 	changes, err := spec.Resources(want, c.rt.cfg.Features)
 	if err != nil {
